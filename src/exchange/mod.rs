@@ -1,0 +1,5 @@
+//! The life of one request.
+
+pub mod client_head;
+pub mod forward;
+pub mod reply;

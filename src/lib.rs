@@ -1,0 +1,13 @@
+//! bufproxy: a buffering reverse proxy for few-worker app servers.
+
+pub mod access_log;
+pub mod config;
+pub mod error;
+pub mod exchange;
+pub mod http1;
+pub mod metrics;
+pub mod server;
+pub mod spool;
+pub mod supervisor;
+pub mod trust;
+pub mod upstream;
