@@ -159,7 +159,7 @@ impl RequestHead {
     fn read(&mut self, message: &[u8], limits: &Limits) -> Result<Option<usize>, Violation> {
         let window = &message[..message.len().min(MAX_LINE + 2)];
         let Some(lf) = memchr(b'\n', window) else {
-            check_partial_line(message)?;
+            check_partial_line(window)?;
             return if message.len() > MAX_LINE + 1 { Err(LINE_TOO_LONG) } else { Ok(None) };
         };
         let Some((b'\r', line)) = message[..lf].split_last() else {
