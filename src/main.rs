@@ -12,6 +12,10 @@ fn main() -> ExitCode {
         return fail(&error, error.code());
     }
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    if args.next_if(|first| first == "demo").is_some() {
+        let _ = bufproxy::demo::run(standin::defaults(), std::time::Duration::from_secs(2));
+        return ExitCode::SUCCESS;
+    }
     match lifecycle::run(standin::parse_args(args)) {
         Ok(code) => code.into(),
         Err(failure) => fail(&failure, failure.code),
