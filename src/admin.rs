@@ -141,9 +141,9 @@ pub fn start(
     }
 }
 
-/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`. Err is one line that says
+/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`, at most `patience` long. Err is one line that says
 /// what is wrong.
-pub fn healthcheck(addr: &Listen) -> Result<(), String> {
+pub fn healthcheck(addr: &Listen, patience: Duration) -> Result<(), String> {
     let problem = |e: &dyn std::fmt::Display| format!("{}: {e}", display(addr));
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| problem(&e))?;
     let answer = async {
@@ -151,7 +151,7 @@ pub fn healthcheck(addr: &Listen) -> Result<(), String> {
             Listen::Tcp(addr) => {
                 // Bound to every address means reachable at the local one.
                 let addr = reachable(*addr);
-                let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+                let stream = TcpStream::connect_timeout(&addr, patience)?;
                 stream.set_nonblocking(true)?;
                 get_readyz(tokio::net::TcpStream::from_std(stream)?).await
             }
@@ -162,9 +162,9 @@ pub fn healthcheck(addr: &Listen) -> Result<(), String> {
             }
         }
     };
-    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await });
+    let answer = runtime.block_on(async { tokio::time::timeout(patience, answer).await });
     match answer {
-        Err(_) => Err(problem(&format_args!("no answer within {} s", PATIENCE.as_secs()))),
+        Err(_) => Err(problem(&format_args!("no answer within {patience:?}"))),
         Ok(Err(e)) => Err(problem(&e)),
         Ok(Ok((StatusCode::OK, _))) => Ok(()),
         Ok(Ok((status, word))) => Err(problem(&format_args!("{word} ({})", status.as_u16()))),

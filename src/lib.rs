@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod exchange;
 pub mod http1;
