@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bufproxy::access_log::diagnostics;
-use bufproxy::{admin, demo};
 use bufproxy::config::{self, Config, Invocation, Sources};
 use bufproxy::lifecycle::{self, Failure};
 use bufproxy::supervisor::exec;
+use bufproxy::{admin, demo};
 
 /// Exit code of a configuration that cannot be used; nothing was started.
 const BAD_CONFIGURATION: u8 = 2;

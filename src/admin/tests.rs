@@ -13,7 +13,7 @@ struct Fixture {
 fn start_admin() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let listen = Listen::Unix(dir.path().join("admin.sock"));
-    let config = Arc::new(crate::standin::defaults());
+    let config = Arc::new(Config::for_tests());
     let health = Arc::new(Health::default());
     let server = Server::bind(config.clone()).unwrap();
     let admin = start(&listen, server, config, health.clone()).unwrap();
@@ -85,7 +85,7 @@ fn healthcheck_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn healthcheck_asks_a_tcp_listener_of_every_address_at_the_local_one() {
-    let config = Arc::new(crate::standin::defaults());
+    let config = Arc::new(Config::for_tests());
     let health = Arc::new(Health::default());
     health.set(State::Ready);
     let server = Server::bind(config.clone()).unwrap();

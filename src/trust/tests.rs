@@ -1,9 +1,6 @@
 use super::*;
-use crate::config::{
-    Concurrency, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry,
-};
+
 use crate::http1::{Span, Version};
-use std::time::Duration;
 
 /// A request head from text with bare newlines.
 pub(crate) fn request(text: &str) -> RequestHead {
@@ -103,71 +100,7 @@ const IDS: [FieldId; 39] = {
 
 /// A configuration in which nothing is trusted.
 pub(crate) fn config() -> Config {
-    const SECOND: Duration = Duration::from_secs(1);
-    Config {
-        listen: Vec::new(),
-        upstream: Vec::new(),
-        threads: 1,
-        concurrency: Concurrency::Off,
-        concurrency_reason: String::new(),
-        queue: 1,
-        queue_timeout: SECOND,
-        queue_order: QueueOrder::Fifo,
-        queue_share: 1.0,
-        app_timeout: SECOND,
-        app_idle_timeout: SECOND,
-        connect_retry: SECOND,
-        upstream_keepalive: None,
-        header_timeout: SECOND,
-        body_timeout: SECOND,
-        body_min_rate: None,
-        send_timeout: SECOND,
-        send_min_rate: None,
-        client_keepalive: SECOND,
-        max_body: 1,
-        max_head: 1,
-        max_fields: 1,
-        max_connections: 1,
-        max_requests_per_client: None,
-        max_tunnels: 1,
-        tunnel_idle_timeout: SECOND,
-        linger_timeout: SECOND,
-        log_backlog: 1,
-        body_memory: 1,
-        response_memory: 1,
-        memory: 1,
-        spool_dir: Default::default(),
-        spool_max: 1,
-        response_spool_max: 1,
-        trust: TrustConfig::default(),
-        forwarded: Forwarded::Preserve,
-        real_ip_header: None,
-        allow_underscore: Vec::new(),
-        access_log: LogDestination::Off,
-        log_format: String::new(),
-        log_skip: Vec::new(),
-        log_name: String::new(),
-        log_time: false,
-        log_query: LogQuery::On,
-        log_level: tracing::Level::INFO,
-        retry: Retry::Off,
-        error_page: None,
-        open_port: OpenPort::Early,
-        ready_path: String::new(),
-        ready_path_set: false,
-        ready_file: None,
-        ready_host: String::new(),
-        boot_timeout: SECOND,
-        child_stop_signal: 15,
-        drain_timeout: SECOND,
-        drain_delay: SECOND,
-        idle_grace: SECOND,
-        admin: None,
-        command: Vec::new(),
-        config_file: None,
-        heroku: false,
-        memory_limit: None,
-    }
+    Config::for_tests()
 }
 
 /// What is believed of a request with these fields under `trust`, a list of ranges.
