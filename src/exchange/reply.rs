@@ -56,7 +56,7 @@ pub fn write(out: &mut Vec<u8>, reply: &Reply<'_>) -> usize {
     connection(out, reply.head.version, reply.keep_alive);
     out.extend_from_slice(b"\r\n");
     let head_length = out.len() - start;
-    if reply.head.method.of(&reply.head.bytes) != b"HEAD" {
+    if !reply.head.is_head() {
         out.extend_from_slice(&body);
     }
     head_length
@@ -71,7 +71,7 @@ pub fn write_max_forwards(
     keep_alive: bool,
     date: &[u8; 29],
 ) -> u16 {
-    let status = if head.method.of(&head.bytes) == b"OPTIONS" { 200 } else { 501 };
+    let status = if head.method() == b"OPTIONS" { 200 } else { 501 };
     begin(out, status, date);
     out.extend_from_slice(b"Content-Length: 0\r\n");
     connection(out, head.version, keep_alive);
