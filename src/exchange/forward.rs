@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, Forwarded, Peer};
 use crate::http1::{Field, FieldId, RequestHead, Span, Version};
-use crate::trust::Resolved;
+use crate::trust::{Resolved, real_ip_header};
 
 /// What `ForwardedHead::write` needs beside the head.
 pub struct Forward<'a> {
@@ -298,10 +298,8 @@ fn named_in_connection(head: &RequestHead, field: &Field) -> bool {
 }
 
 fn is_real_ip_header(config: &Config, head: &RequestHead, field: &Field) -> bool {
-    match &config.real_ip_header {
-        Some(name) => field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()),
-        None => false,
-    }
+    real_ip_header(config)
+        .is_some_and(|name| field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// All values of one field as one list, in order.
