@@ -450,7 +450,7 @@ fn whatever_is_sent_the_app_gets_one_reading_of_it() {
         X-Queue-Start Via Connection Keep-Alive Proxy-Connection Proxy TE Trailer \
         Transfer-Encoding Content-Length Expect Upgrade HTTP2-Settings Max-Forwards \
         SCRIPT_NAME X_Forwarded_For Cookie Authorization Accept traceparent X-Hop A \
-        Content-Type Date";
+        Content-Type Date Proxy-Authorization Proxy-Authenticate";
     const VALUES: [&str; 20] = [
         "",
         "a",
@@ -475,7 +475,7 @@ fn whatever_is_sent_the_app_gets_one_reading_of_it() {
     ];
     let forbidden = "x-forwarded-ssl x-forwarded-protocol x-forwarded-scheme front-end-https keep-alive \
         proxy-connection proxy te trailer transfer-encoding expect upgrade http2-settings \
-        x-queue-start script_name x_forwarded_for x-hop-by proxy-authorization";
+        x-queue-start script_name x_forwarded_for proxy-authorization proxy-authenticate";
     let names: Vec<&str> = names.split(' ').collect();
     let mut random = fastrand::Rng::with_seed(2);
     let mut config = config();
