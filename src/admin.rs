@@ -36,7 +36,7 @@ use crate::server::Server;
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 
-/// For a request head, and for a whole healthcheck.
+/// For a request head.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the process is in its life, as `/readyz` tells it.
@@ -117,7 +117,7 @@ pub fn start(
     health: Arc<Health>,
 ) -> io::Result<Admin> {
     let facts = Arc::new(Facts { server, config, health, started: Instant::now() });
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", display(listen)));
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{listen}: {e}"));
     match listen {
         Listen::Tcp(addr) => {
             let socket = TcpListener::bind(addr).map_err(named)?;
@@ -136,22 +136,22 @@ pub fn start(
                 let socket = tokio::net::UnixListener::from_std(socket)?;
                 accept(async || Ok(socket.accept().await?.0), facts).await
             })?;
-            Ok(Admin { addr: display(listen), socket: Some(path.clone()) })
+            Ok(Admin { addr: listen.to_string(), socket: Some(path.clone()) })
         }
     }
 }
 
-/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`. Err is one line that says
-/// what is wrong.
-pub fn healthcheck(addr: &Listen) -> Result<(), String> {
-    let problem = |e: &dyn std::fmt::Display| format!("{}: {e}", display(addr));
+/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`, at most `limit`. Err is one
+/// line that says what is wrong.
+pub fn healthcheck(addr: &Listen, limit: Duration) -> Result<(), String> {
+    let problem = |e: &dyn std::fmt::Display| format!("{addr}: {e}");
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| problem(&e))?;
     let answer = async {
         match addr {
             Listen::Tcp(addr) => {
                 // Bound to every address means reachable at the local one.
                 let addr = reachable(*addr);
-                let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+                let stream = TcpStream::connect_timeout(&addr, limit)?;
                 stream.set_nonblocking(true)?;
                 get_readyz(tokio::net::TcpStream::from_std(stream)?).await
             }
@@ -162,9 +162,9 @@ pub fn healthcheck(addr: &Listen) -> Result<(), String> {
             }
         }
     };
-    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await });
+    let answer = runtime.block_on(async { tokio::time::timeout(limit, answer).await });
     match answer {
-        Err(_) => Err(problem(&format_args!("no answer within {} s", PATIENCE.as_secs()))),
+        Err(_) => Err(problem(&format_args!("no answer within {} s", limit.as_secs_f64()))),
         Ok(Err(e)) => Err(problem(&e)),
         Ok(Ok((StatusCode::OK, _))) => Ok(()),
         Ok(Ok((status, word))) => Err(problem(&format_args!("{word} ({})", status.as_u16()))),
@@ -416,13 +416,6 @@ fn reachable(mut addr: SocketAddr) -> SocketAddr {
         });
     }
     addr
-}
-
-fn display(listen: &Listen) -> String {
-    match listen {
-        Listen::Tcp(addr) => addr.to_string(),
-        Listen::Unix(path) => format!("unix:{}", path.display()),
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ struct Fixture {
 fn start_admin() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let listen = Listen::Unix(dir.path().join("admin.sock"));
-    let config = Arc::new(crate::standin::defaults());
+    let config = Arc::new(Config::for_tests());
     let health = Arc::new(Health::default());
     let server = Server::bind(config.clone()).unwrap();
     let admin = start(&listen, server, config, health.clone()).unwrap();
@@ -74,24 +74,24 @@ fn readiness_follows_the_lifecycle() {
 fn healthcheck_says_in_one_line_what_is_wrong() {
     let fixture = start_admin();
     let addr = fixture.admin.addr().to_owned();
-    assert_eq!(healthcheck(&fixture.listen), Err(format!("{addr}: starting (503)")));
+    assert_eq!(healthcheck(&fixture.listen, PATIENCE), Err(format!("{addr}: starting (503)")));
     fixture.health.set(State::Ready);
-    assert_eq!(healthcheck(&fixture.listen), Ok(()));
+    assert_eq!(healthcheck(&fixture.listen, PATIENCE), Ok(()));
     let nobody = Listen::Unix(fixture.dir.path().join("other.sock"));
-    let said = healthcheck(&nobody).unwrap_err();
+    let said = healthcheck(&nobody, PATIENCE).unwrap_err();
     assert!(said.starts_with("unix:") && said.contains("No such file"), "{said}");
     assert!(!said.contains('\n'));
 }
 
 #[test]
 fn healthcheck_asks_a_tcp_listener_of_every_address_at_the_local_one() {
-    let config = Arc::new(crate::standin::defaults());
+    let config = Arc::new(Config::for_tests());
     let health = Arc::new(Health::default());
     health.set(State::Ready);
     let server = Server::bind(config.clone()).unwrap();
     let any = Listen::Tcp(([0, 0, 0, 0], 0).into());
     let admin = start(&any, server, config, health).unwrap();
-    assert_eq!(healthcheck(&Listen::Tcp(admin.addr().parse().unwrap())), Ok(()));
+    assert_eq!(healthcheck(&Listen::Tcp(admin.addr().parse().unwrap()), PATIENCE), Ok(()));
 }
 
 #[test]
