@@ -344,12 +344,23 @@ impl Facts {
         for (phase, n) in phases {
             text.sample("requests", &format!("{{phase=\"{phase}\"}}"), n as u64);
         }
+        text.family("spooled_bytes", "gauge", "Bytes of bodies held by all spools, by place.");
+        let budget = self.server.budget();
+        for (place, bytes) in [("memory", budget.memory_used()), ("disk", budget.disk_used())] {
+            text.sample("spooled_bytes", &format!("{{place=\"{place}\"}}"), bytes);
+        }
         text.0
     }
 
     fn status(&self) -> String {
         let counts = self.server.counts();
         let drain = self.server.drain_totals();
+        let upstreams = self.server.upstreams().into_iter();
+        let upstreams: Vec<_> = upstreams
+            .map(|(address, in_flight, slots)| {
+                json!({ "address": address, "in_flight": in_flight, "slots": slots })
+            })
+            .collect();
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.health.get().name(),
@@ -367,9 +378,12 @@ impl Facts {
                 "refused": drain.refused,
                 "cut": drain.cut,
             },
-            "budgets": {
-                "memory": self.config.memory,
-                "spool_max": self.config.spool_max,
+            "upstreams": upstreams,
+            "spooled": {
+                "memory": self.server.budget().memory_used(),
+                "memory_max": self.config.memory,
+                "disk": self.server.budget().disk_used(),
+                "disk_max": self.config.spool_max,
             },
         });
         format!("{status:#}\n")

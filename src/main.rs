@@ -1,13 +1,19 @@
 //! Parse, run, print the error once, choose the exit code. Only here does the process end.
 
-use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use bufproxy::config::{self, Invocation, Sources};
-use bufproxy::lifecycle::Failure;
+use bufproxy::access_log::diagnostics;
+use bufproxy::config::{self, Config, Invocation, Sources};
+use bufproxy::lifecycle::{self, Failure};
 use bufproxy::supervisor::exec;
-use bufproxy::{admin, demo, diagnostics, lifecycle};
+use bufproxy::{admin, demo};
+
+/// Exit code of a configuration that cannot be used; nothing was started.
+const BAD_CONFIGURATION: u8 = 2;
+/// What the diagnostics may take at the end.
+const FLUSH: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
@@ -15,36 +21,44 @@ fn main() -> ExitCode {
         let error = exec::run(args);
         return fail(&error, error.code());
     }
-    let invocation = match config::parse_args(&Sources::of_process()) {
-        Ok(invocation) => invocation,
+    match config::parse_args(&Sources::of_process()) {
+        Ok(Invocation::Run(config)) => run(*config),
+        Ok(Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text)) => {
+            // Nobody reads it any more: nothing to say about that.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(Invocation::Demo) => end(demo::run(demo::WINDOW)),
+        Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout)
+        {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => fail(&problem, 1),
+        },
         Err(error) => {
-            // It has a line for each problem.
             eprint!("{error}");
-            return ExitCode::from(2);
+            BAD_CONFIGURATION.into()
         }
+    }
+}
+
+fn run(config: Config) -> ExitCode {
+    let diagnostics = match diagnostics::init(config.log_level, std::io::stderr().is_terminal()) {
+        Ok(diagnostics) => diagnostics,
+        Err(e) => return fail(&format!("cannot start the diagnostics: {e}"), 1),
     };
-    let result = match invocation {
-        Invocation::Run(config) => {
-            diagnostics::start(config.log_level);
-            lifecycle::run(*config)
-        }
-        Invocation::Demo => demo::run(demo::WINDOW),
-        Invocation::Healthcheck(check) => admin::healthcheck(&check.admin, check.timeout)
-            .map(|()| 0)
-            .map_err(|message| Failure { message, code: 1 }),
-        Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text) => {
-            // A reader that has seen enough (`| head`) is no error.
-            let _ = io::stdout().write_all(text.as_bytes());
-            Ok(0)
-        }
-    };
+    let result = lifecycle::run(config);
+    diagnostics.flush(FLUSH);
+    end(result)
+}
+
+fn end(result: Result<u8, Failure>) -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(failure) => fail(&failure, failure.code),
     }
 }
 
-fn fail(error: &dyn Display, code: u8) -> ExitCode {
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
     eprintln!("bufproxy: error: {error}");
     code.into()
 }

@@ -2,8 +2,10 @@ use http_body_util::BodyExt;
 
 use super::*;
 
-/// An admin listener on a Unix socket of its own.
+/// An admin listener on a Unix socket of its own, beside event loops that do nothing: it answers all
+/// the same.
 struct Fixture {
+    _loop: tokio::runtime::LocalRuntime,
     admin: Admin,
     health: Arc<Health>,
     listen: Listen,
@@ -13,11 +15,22 @@ struct Fixture {
 fn start_admin() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let listen = Listen::Unix(dir.path().join("admin.sock"));
-    let config = Arc::new(Config::for_tests());
+    let (_loop, server, config) = server();
     let health = Arc::new(Health::default());
-    let server = Server::bind(config.clone()).unwrap();
     let admin = start(&listen, server, config, health.clone()).unwrap();
-    Fixture { admin, health, listen, dir }
+    Fixture { _loop, admin, health, listen, dir }
+}
+
+fn server() -> (tokio::runtime::LocalRuntime, Server, Arc<Config>) {
+    let config = Arc::new(Config {
+        listen: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
+        access_log: crate::config::LogDestination::Off,
+        ..Config::for_tests()
+    });
+    let event_loop =
+        Builder::new_current_thread().enable_all().build_local(Default::default()).unwrap();
+    let server = event_loop.block_on(async { Server::bind(config.clone()).unwrap() });
+    (event_loop, server, config)
 }
 
 impl Fixture {
@@ -85,10 +98,9 @@ fn healthcheck_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn healthcheck_asks_a_tcp_listener_of_every_address_at_the_local_one() {
-    let config = Arc::new(Config::for_tests());
+    let (_loop, server, config) = server();
     let health = Arc::new(Health::default());
     health.set(State::Ready);
-    let server = Server::bind(config.clone()).unwrap();
     let any = Listen::Tcp(([0, 0, 0, 0], 0).into());
     let admin = start(&any, server, config, health).unwrap();
     assert_eq!(healthcheck(&Listen::Tcp(admin.addr().parse().unwrap()), PATIENCE), Ok(()));
@@ -123,7 +135,7 @@ fn every_metric_has_help_and_type_and_every_reason_a_sample() {
 }
 
 #[test]
-fn status_is_json_with_counts_and_budgets() {
+fn status_is_json_with_counts_upstreams_and_budgets() {
     let fixture = start_admin();
     let (_, kind, text) = fixture.get("/status");
     assert_eq!(kind, "application/json");
@@ -132,7 +144,9 @@ fn status_is_json_with_counts_and_budgets() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["requests"]["in_flight"], 0);
     assert_eq!(status["drain"]["cut"], 0);
-    assert!(status["budgets"]["memory"].is_u64());
+    assert_eq!(status["upstreams"][0]["address"], "unix:/tmp/app.sock");
+    assert_eq!(status["spooled"]["memory"], 0);
+    assert!(status["spooled"]["memory_max"].as_u64() > Some(0));
 }
 
 #[test]

@@ -61,14 +61,23 @@ impl Memory {
     }
 
     /// Fills `out` with the bytes from position `at` on; the number of slices and of bytes in them.
-    pub(super) fn io_slices<'a>(&'a self, at: u64, out: &mut [IoSlice<'a>]) -> (usize, u64) {
+    pub(super) fn io_slices<'a>(
+        &'a self,
+        at: u64,
+        limit: usize,
+        out: &mut [IoSlice<'a>],
+    ) -> (usize, u64) {
         let (mut slices, mut bytes) = (0, 0);
         for (slot, slice) in out.iter_mut().zip(self.slices(at)) {
+            let slice = &slice[..slice.len().min(limit - bytes)];
+            if slice.is_empty() {
+                break;
+            }
             *slot = IoSlice::new(slice);
             slices += 1;
-            bytes += slice.len() as u64;
+            bytes += slice.len();
         }
-        (slices, bytes)
+        (slices, bytes as u64)
     }
 
     fn slices(&self, at: u64) -> impl Iterator<Item = &[u8]> {

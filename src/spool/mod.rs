@@ -238,14 +238,14 @@ impl Spool {
         }))
     }
 
-    /// The bytes at the read position as slices, for a vectored write: as many as `out` takes, as
-    /// long as they are in memory. Gives the number of slices and of bytes in them, which is
+    /// The bytes at the read position as slices, for a vectored write: as many as `out` takes,
+    /// `limit` bytes at most, as long as they are in memory. Gives the number of slices and of bytes in them, which is
     /// `unread()` when that is all.
-    pub fn memory_slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> (usize, u64) {
+    pub fn memory_slices<'a>(&'a self, limit: usize, out: &mut [IoSlice<'a>]) -> (usize, u64) {
         if self.read < self.memory.start() {
             return (0, 0);
         }
-        self.memory.io_slices(self.read, out)
+        self.memory.io_slices(self.read, limit, out)
     }
 
     /// Moves the read position on by `n` bytes of what `poll_data` or `memory_slices` gave. Without
