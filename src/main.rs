@@ -1,14 +1,16 @@
 //! Parse, run, print the error once, choose the exit code. Only here does the process end.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bufproxy::access_log::diagnostics;
-use bufproxy::config::{self, Config, Invocation, Sources};
+use bufproxy::config::{self, Invocation, Sources};
 use bufproxy::lifecycle::{self, Failure};
 use bufproxy::supervisor::exec;
 use bufproxy::{admin, demo};
+use tracing::Level;
 
 /// Exit code of a configuration that cannot be used; nothing was started.
 const BAD_CONFIGURATION: u8 = 2;
@@ -16,49 +18,47 @@ const BAD_CONFIGURATION: u8 = 2;
 const FLUSH: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
-    if args.next_if(|first| first == exec::SUBCOMMAND).is_some() {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == exec::SUBCOMMAND) {
         let error = exec::run(args);
         return fail(&error, error.code());
     }
     match config::parse_args(&Sources::of_process()) {
-        Ok(Invocation::Run(config)) => run(*config),
+        Ok(Invocation::Run(config)) => {
+            with_diagnostics(config.log_level, || lifecycle::run(*config))
+        }
+        Ok(Invocation::Demo) => with_diagnostics(Level::INFO, || demo::run(demo::WINDOW)),
+        Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => fail(&problem, 1),
+        },
         Ok(Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text)) => {
             // Nobody reads it any more: nothing to say about that.
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
-        Ok(Invocation::Demo) => end(demo::run(demo::WINDOW)),
-        Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout)
-        {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(problem) => fail(&problem, 1),
-        },
         Err(error) => {
+            // It has a line for each problem.
             eprint!("{error}");
             BAD_CONFIGURATION.into()
         }
     }
 }
 
-fn run(config: Config) -> ExitCode {
-    let diagnostics = match diagnostics::init(config.log_level, std::io::stderr().is_terminal()) {
+fn with_diagnostics(level: Level, run: impl FnOnce() -> Result<u8, Failure>) -> ExitCode {
+    let diagnostics = match diagnostics::init(level, std::io::stderr().is_terminal()) {
         Ok(diagnostics) => diagnostics,
-        Err(e) => return fail(&format!("cannot start the diagnostics: {e}"), 1),
+        Err(e) => return fail(&format_args!("cannot start the diagnostics: {e}"), 1),
     };
-    let result = lifecycle::run(config);
+    let result = run();
     diagnostics.flush(FLUSH);
-    end(result)
-}
-
-fn end(result: Result<u8, Failure>) -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(failure) => fail(&failure, failure.code),
     }
 }
 
-fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+fn fail(error: &dyn Display, code: u8) -> ExitCode {
     eprintln!("bufproxy: error: {error}");
     code.into()
 }
