@@ -28,7 +28,8 @@ fn main() -> ExitCode {
             with_diagnostics(config.log_level, || lifecycle::run(*config))
         }
         Ok(Invocation::Demo) => with_diagnostics(Level::INFO, || demo::run(demo::WINDOW)),
-        Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout) {
+        Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout)
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => fail(&problem, 1),
         },

@@ -142,7 +142,7 @@ fn status_is_json_with_counts_upstreams_and_budgets() {
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(status["state"], "starting");
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(status["requests"]["in_flight"], 0);
+    assert_eq!(status["in_flight"], 0);
     assert_eq!(status["drain"]["cut"], 0);
     assert_eq!(status["upstreams"][0]["address"], "unix:/tmp/app.sock");
     assert_eq!(status["spooled"]["memory"], 0);
