@@ -1,0 +1,145 @@
+//! The app of the CPU and memory cases: a thread of the bench that answers fixed bytes on a Unix
+//! socket, so that the proxy is what costs. `GET /N` is answered with N bytes, a POST's body is read
+//! and thrown away first.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{LocalSet, spawn_local};
+
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) socket: PathBuf,
+    pub(crate) upstream: Upstream,
+    open: Arc<AtomicUsize>,
+}
+
+/// What the app does after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// Closes, as gunicorn's sync worker does.
+    ConnectionPerRequest,
+    KeepAlive,
+}
+
+impl App {
+    /// Serves on a socket in `dir` for as long as the bench runs.
+    pub(crate) fn start(dir: &Path, upstream: Upstream) -> io::Result<App> {
+        let socket = dir.join(match upstream {
+            Upstream::ConnectionPerRequest => "close.sock",
+            Upstream::KeepAlive => "keep.sock",
+        });
+        let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        listener.set_nonblocking(true)?;
+        let open = Arc::new(AtomicUsize::new(0));
+        let count = open.clone();
+        thread::Builder::new().name("app".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let serve = async { accept(UnixListener::from_std(listener)?, upstream, count).await };
+            LocalSet::new().block_on(&runtime, serve)
+        })?;
+        Ok(App { socket, upstream, open })
+    }
+
+    /// Connections open now. Of a sync app each is a worker that is held.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(
+    listener: UnixListener,
+    upstream: Upstream,
+    open: Arc<AtomicUsize>,
+) -> io::Result<()> {
+    let answers = Rc::new(Answers { upstream, made: RefCell::default() });
+    loop {
+        let (stream, _) = listener.accept().await?;
+        open.fetch_add(1, Ordering::Relaxed);
+        let (answers, open) = (answers.clone(), open.clone());
+        spawn_local(async move {
+            // A proxy that leaves early is the proxy's business.
+            let _ = serve(stream, &answers).await;
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let mut filled = 0;
+        let (answer, mut missing) = loop {
+            let read = stream.read(&mut buffer[filled..]).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            filled += read;
+            if let Some((head, size, body)) = parse(&buffer[..filled])? {
+                break (answers.of(size), (head + body).saturating_sub(filled));
+            }
+        };
+        while missing > 0 {
+            let read = stream.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            missing = missing.saturating_sub(read);
+        }
+        stream.write_all(&answer).await?;
+        if answers.upstream == Upstream::ConnectionPerRequest {
+            return Ok(());
+        }
+    }
+}
+
+/// Length of the head, bytes asked for, bytes of the request's body; None: the head is not whole.
+fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, usize)>> {
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes).map_err(io::Error::other)? {
+        httparse::Status::Partial => Ok(None),
+        httparse::Status::Complete(head) => {
+            let size = request.path.and_then(|path| path[1..].parse().ok()).unwrap_or(0);
+            Ok(Some((head, size, super::load::content_length(request.headers))))
+        }
+    }
+}
+
+/// Whole responses, made at their first use.
+struct Answers {
+    upstream: Upstream,
+    made: RefCell<HashMap<usize, Bytes>>,
+}
+
+impl Answers {
+    fn of(&self, size: usize) -> Bytes {
+        self.made.borrow_mut().entry(size).or_insert_with(|| self.make(size)).clone()
+    }
+
+    /// The head is what Django under gunicorn sends.
+    fn make(&self, size: usize) -> Bytes {
+        let connection = match self.upstream {
+            Upstream::ConnectionPerRequest => "close",
+            Upstream::KeepAlive => "keep-alive",
+        };
+        let mut answer = format!(
+            "HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: Mon, 23 Nov 2026 09:00:00 GMT\r\n\
+             Connection: {connection}\r\nContent-Type: text/html; charset=utf-8\r\n\
+             X-Frame-Options: DENY\r\nContent-Length: {size}\r\nVary: Cookie\r\n\
+             X-Content-Type-Options: nosniff\r\nReferrer-Policy: same-origin\r\n\r\n"
+        )
+        .into_bytes();
+        answer.resize(answer.len() + size, b'x');
+        answer.into()
+    }
+}

@@ -1,0 +1,8 @@
+//! What the cases share.
+
+pub(crate) mod app;
+pub(crate) mod cpu;
+pub(crate) mod load;
+pub(crate) mod process;
+pub(crate) mod proxies;
+pub(crate) mod table;

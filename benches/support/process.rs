@@ -1,0 +1,131 @@
+//! One measured program: started as a child of the bench, its CPU time and memory read from the
+//! kernel's accounting over all of its processes (nginx has a master and a worker), and ended with
+//! everything that it started.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+
+/// The kernel's `USER_HZ`, the unit of `/proc/PID/stat`: 100 on every Linux that Rust runs on.
+const TICK: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+}
+
+/// CPU time, user and system, of all processes since their start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpu {
+    /// `schedstat` of every live task: nanoseconds, but a thread that ended takes its time with it.
+    tasks: Duration,
+    /// `stat`: whole ticks, ended threads included.
+    ticks: Duration,
+}
+
+impl Cpu {
+    /// The time spent since `earlier`: the precise figure, unless the coarse one shows that a thread
+    /// ended in between.
+    pub(crate) fn since(self, earlier: Cpu) -> Duration {
+        let tasks = self.tasks.saturating_sub(earlier.tasks);
+        let ticks = self.ticks.saturating_sub(earlier.ticks);
+        if ticks > tasks + 4 * TICK { ticks } else { tasks }
+    }
+}
+
+impl Process {
+    /// Starts `command` with its standard output in `log`. It ends when the bench does, whatever
+    /// ends that (see `enter`).
+    pub(crate) fn start(command: &Command, log: fs::File) -> io::Result<Process> {
+        let mut shim = Command::new("/proc/self/exe");
+        shim.arg("exec").arg(command.get_program()).args(command.get_args());
+        if let Some(dir) = command.get_current_dir() {
+            shim.current_dir(dir);
+        }
+        Ok(Process { child: shim.stdin(Stdio::null()).stdout(log).spawn()? })
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub(crate) fn cpu(&self) -> Cpu {
+        let mut cpu = Cpu { tasks: Duration::ZERO, ticks: Duration::ZERO };
+        for pid in self.pids() {
+            for task in list(&format!("/proc/{pid}/task")) {
+                let schedstat = read(&format!("/proc/{pid}/task/{task}/schedstat"));
+                cpu.tasks += Duration::from_nanos(number(schedstat.split(' ').next()));
+            }
+            let stat = read(&format!("/proc/{pid}/stat"));
+            // After the command's closing parenthesis: field 3 on; utime and stime are 14 and 15.
+            let mut times = stat.rsplit(") ").next().unwrap_or("").split(' ').skip(11);
+            cpu.ticks += TICK * (number(times.next()) + number(times.next())) as u32;
+        }
+        cpu
+    }
+
+    /// Proportional set size of all processes in bytes: shared pages are counted once.
+    pub(crate) fn memory(&self) -> u64 {
+        let of = |pid| {
+            let rollup = read(&format!("/proc/{pid}/smaps_rollup"));
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            number(line.and_then(|line| line.split_whitespace().next())) * 1024
+        };
+        self.pids().into_iter().map(of).sum()
+    }
+
+    /// The process and everything that it started.
+    fn pids(&self) -> Vec<i32> {
+        let mut pids = vec![self.child.id() as i32];
+        let mut next = 0;
+        while let Some(pid) = pids.get(next).copied() {
+            for task in list(&format!("/proc/{pid}/task")) {
+                let children = read(&format!("/proc/{pid}/task/{task}/children"));
+                pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+            }
+            next += 1;
+        }
+        pids
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The parent first: it starts no new worker then.
+        for pid in self.pids() {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// `exec PROGRAM ARGUMENT…`: becomes the program, which gets TERM when the bench dies.
+pub(crate) fn enter(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    let Some(program) = arguments.next() else { return ExitCode::FAILURE };
+    if set_parent_process_death_signal(Some(Signal::TERM)).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(&program).args(arguments).exec();
+    eprintln!("{}: {error}", program.display());
+    ExitCode::FAILURE
+}
+
+/// The file's text; empty when the process has just ended.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn list(path: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn number(field: Option<&str>) -> u64 {
+    field.and_then(|field| field.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,170 @@
+//! The proxies that are compared: how each is configured and started.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::app::Upstream;
+use super::process::Process;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bufproxy,
+    Nginx,
+    /// nginx with buffers that take every body of the bench whole.
+    NginxLarge,
+    Haproxy,
+    Caddy,
+    /// benches/reference.rs
+    Hyper,
+    /// benches/relay.rs
+    Relay,
+}
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Kind::Bufproxy => "bufproxy",
+            Kind::Nginx => "nginx",
+            Kind::NginxLarge => "nginx, large buffers",
+            Kind::Haproxy => "HAProxy",
+            Kind::Caddy => "Caddy",
+            Kind::Hyper => "hyper reference",
+            Kind::Relay => "raw relay",
+        }
+    }
+
+    /// The version line of the program; Err: how to get it.
+    pub(crate) fn version(self) -> Result<String, String> {
+        let (program, argument, package) = match self {
+            Kind::Bufproxy => (env!("CARGO_BIN_EXE_bufproxy"), "--version", ""),
+            Kind::Nginx | Kind::NginxLarge => ("nginx", "-v", "nginx-light"),
+            Kind::Haproxy => ("haproxy", "-v", "haproxy"),
+            Kind::Caddy => ("caddy", "version", "caddy"),
+            Kind::Hyper | Kind::Relay => return Ok(self.name().into()),
+        };
+        let Ok(output) = Command::new(program).arg(argument).output() else {
+            return Err(format!("{} is not installed: apt-get install {package}", self.name()));
+        };
+        let text = [output.stdout, output.stderr].concat();
+        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or("").trim().to_string();
+        if line.is_empty() { Err(format!("{} says no version", self.name())) } else { Ok(line) }
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) kind: Kind,
+    pub(crate) address: SocketAddr,
+    pub(crate) process: Process,
+}
+
+impl Proxy {
+    /// Starts `kind` in front of `socket`, with its files in a new directory below `dir`; returns
+    /// when it accepts connections. `concurrency` is bufproxy's option.
+    pub(crate) fn start(
+        kind: Kind,
+        socket: &Path,
+        upstream: Upstream,
+        concurrency: &str,
+        dir: &Path,
+    ) -> io::Result<Proxy> {
+        let dir = tempfile::Builder::new().prefix("proxy").tempdir_in(dir)?.keep();
+        let address = free_address()?;
+        let port = address.port().to_string();
+        let log = dir.join("access.log");
+        File::create(&log)?;
+        let keep_alive = upstream == Upstream::KeepAlive;
+        let mode = if keep_alive { "keep" } else { "close" };
+        let configure = |template: &str, names: &[(&str, &str)]| -> io::Result<_> {
+            let mut text = template
+                .replace("@PORT@", &port)
+                .replace("@SOCKET@", &socket.to_string_lossy())
+                .replace("@LOG@", &log.to_string_lossy())
+                .replace("@DIR@", &dir.to_string_lossy());
+            for (name, value) in names {
+                text = text.replace(name, value);
+            }
+            let path = dir.join("config");
+            fs::write(&path, text)?;
+            Ok(path)
+        };
+        let mut command;
+        match kind {
+            Kind::Bufproxy => {
+                command = Command::new(env!("CARGO_BIN_EXE_bufproxy"));
+                command.arg("--listen").arg(address.to_string());
+                command.arg("--upstream").arg(format!("unix:{}", socket.display()));
+                command.arg("--concurrency").arg(concurrency);
+                command.arg("--access-log").arg(&log);
+                if keep_alive {
+                    command.args(["--upstream-keepalive", "5s"]);
+                }
+            }
+            Kind::Nginx | Kind::NginxLarge => {
+                let keep = "keepalive 32; keepalive_requests 100000000;";
+                let reuse = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
+                let large = "client_body_buffer_size 2m; proxy_buffers 20 64k; \
+                             proxy_buffer_size 64k; proxy_busy_buffers_size 128k;";
+                let config = configure(
+                    include_str!("../conf/nginx.conf"),
+                    &[
+                        ("@KEEPALIVE@", if keep_alive { keep } else { "" }),
+                        ("@REUSE@", if keep_alive { reuse } else { "" }),
+                        ("@BUFFERS@", if kind == Kind::NginxLarge { large } else { "" }),
+                    ],
+                )?;
+                command = Command::new("nginx");
+                command.arg("-c").arg(config);
+            }
+            Kind::Haproxy => {
+                let reuse = if keep_alive { "http-reuse always" } else { "http-reuse never" };
+                let config = configure(include_str!("../conf/haproxy.cfg"), &[("@REUSE@", reuse)])?;
+                command = Command::new("haproxy");
+                command.arg("-db").arg("-f").arg(config);
+            }
+            Kind::Caddy => {
+                let config = configure(include_str!("../conf/Caddyfile"), &[])?;
+                command = Command::new("caddy");
+                command.args(["run", "--adapter", "caddyfile", "--config"]).arg(config);
+            }
+            Kind::Hyper => {
+                command = Command::new("/proc/self/exe");
+                command.args(["reference", &port]).arg(socket).arg(&log).arg(mode);
+            }
+            Kind::Relay => {
+                command = Command::new("/proc/self/exe");
+                command.args(["relay", &port]).arg(socket).arg(mode);
+            }
+        }
+        let log = File::options().append(true).open(log)?;
+        let mut proxy = Proxy { kind, address, process: Process::start(&command, log)? };
+        proxy.wait()?;
+        Ok(proxy)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        wait_for(self.address, &mut self.process, self.kind.name())
+    }
+}
+
+/// Returns when `address` accepts connections.
+pub(crate) fn wait_for(address: SocketAddr, process: &mut Process, name: &str) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(address).is_err() {
+        if process.has_ended() || Instant::now() > deadline {
+            return Err(io::Error::other(format!("{name} did not come up")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// An address on 127.0.0.1 that nobody listens on now.
+pub(crate) fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
