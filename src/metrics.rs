@@ -38,6 +38,8 @@ pub struct Metrics {
     pub log_lines_dropped: Counter,
     /// Requests that crossed the FIN of a closed idle connection.
     pub crossed_close: Counter,
+    /// Spool files that could not be made, written or read.
+    pub spool_errors: Counter,
 }
 
 /// The process's counters.
@@ -50,6 +52,7 @@ pub static METRICS: Metrics = Metrics {
     slot_lost: Counter::new(),
     log_lines_dropped: Counter::new(),
     crossed_close: Counter::new(),
+    spool_errors: Counter::new(),
 };
 
 impl Metrics {

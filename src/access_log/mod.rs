@@ -1,8 +1,20 @@
 //! The access log: what is known of one exchange (`Record`), the formats, the writer.
 //!
 //! A record is written once, when it is dropped (invariant 5). Every format is a template over the
-//! same fields; the writer has its own thread, so that a slow log reader never slows a client.
+//! same fields (`template`); the writer has its own thread, so that a slow log reader never slows a
+//! client (`writer`). Diagnostics take the same way to stderr (`diagnostics`).
 
+mod clock;
+pub mod diagnostics;
+mod escape;
+mod template;
+mod variable;
+mod writer;
+
+pub use template::{Format, FormatOptions};
+pub use writer::LogWriter;
+
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -31,7 +43,7 @@ pub struct Record {
     pub status: u16,
     /// Status line of the app, 0 when there was none.
     pub upstream_status: u16,
-    /// Index of the upstream that answered.
+    /// Index of the upstream of the last attempt.
     pub upstream_addr: Option<u16>,
     /// Bytes of head and body received for this request.
     pub request_length: u64,
@@ -56,11 +68,109 @@ pub struct Record {
     pub paced: bool,
     /// A stream: flushed as it came.
     pub stream: bool,
-    /// How often this connection was used before: nginx's $connection_requests is this plus one.
+    /// Number of the connection in this process.
     pub connection: u64,
+    /// How often this connection was used before: nginx's $connection_requests is this plus one.
     pub connection_requests: u32,
     /// Response head as sent to the client; filled only if the format names `$sent_http_*` or
     /// `$upstream_http_*` (see `Format::wants_response_head`).
     pub response_head: Vec<u8>,
     pub end: Reason,
 }
+
+impl Record {
+    /// An empty record of a client at `peer`.
+    pub fn new(peer: Peer) -> Record {
+        Record {
+            head: RequestHead::default(),
+            time: SystemTime::UNIX_EPOCH,
+            peer,
+            local: None,
+            client: peer.ip(),
+            scheme: "http",
+            request_id: Vec::new(),
+            status: 0,
+            upstream_status: 0,
+            upstream_addr: None,
+            request_length: 0,
+            bytes_sent: 0,
+            body_bytes_sent: 0,
+            upstream_bytes_received: 0,
+            receive: Duration::ZERO,
+            queue: Duration::ZERO,
+            connect: Duration::ZERO,
+            first_byte: None,
+            upstream: Duration::ZERO,
+            send: Duration::ZERO,
+            service: Duration::ZERO,
+            retry: 0,
+            paced: false,
+            stream: false,
+            connection: 0,
+            connection_requests: 0,
+            response_head: Vec::new(),
+            end: Reason::Ok,
+        }
+    }
+
+    /// Forgets the exchange. What belongs to the connection stays (`peer`, `local`, `connection`,
+    /// `connection_requests`), and so does the capacity of the buffers.
+    pub fn reset(&mut self) {
+        let mut head = std::mem::take(&mut self.head);
+        let mut request_id = std::mem::take(&mut self.request_id);
+        let mut response_head = std::mem::take(&mut self.response_head);
+        head.clear();
+        request_id.clear();
+        response_head.clear();
+        *self = Record {
+            head,
+            request_id,
+            response_head,
+            local: self.local,
+            connection: self.connection,
+            connection_requests: self.connection_requests,
+            ..Record::new(self.peer)
+        };
+    }
+
+    /// Writes the line, unless `skip` names the path.
+    pub fn emit(&self, format: &Format, skip: &Skip, writer: &LogWriter) {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        if writer.is_off() || skip.matches(self) {
+            return;
+        }
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            format.render(self, writer.max_line(), line);
+            writer.push(line);
+        });
+    }
+}
+
+/// Requests that are not logged (option `log-skip`): paths without their query, compared byte for
+/// byte; a `*` at the end stands for any rest.
+#[derive(Clone, Debug, Default)]
+pub struct Skip(Vec<String>);
+
+impl Skip {
+    pub fn new(paths: &[String]) -> Skip {
+        Skip(paths.to_vec())
+    }
+
+    pub fn matches(&self, record: &Record) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let uri = record.head.path.of(&record.head.bytes);
+        let path = &uri[..memchr::memchr(b'?', uri).unwrap_or(uri.len())];
+        self.0.iter().any(|skip| match skip.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix.as_bytes()),
+            None => path == skip.as_bytes(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

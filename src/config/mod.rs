@@ -1,9 +1,138 @@
 //! Configuration: what was typed (`settings`) becomes `Config`, in which nothing is optional that
 //! must be there. Only this module reads flags, environment and files (invariant 12).
+//!
+//! `main` calls `parse_args` once. The options are a table in `settings`; `command_line`, the
+//! environment and the file give texts, `resolve` picks the winner of each and parses it (`value`);
+//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `check` shows the result.
 
+mod check;
+mod command_line;
+mod gunicorn;
+pub mod platform;
+mod resolve;
+mod settings;
+#[cfg(test)]
+mod tests;
+pub mod trust_presets;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use platform::ReadFile;
+use resolve::{Flags, resolve};
+
+/// Everything that a configuration is made of, so that tests can make it up.
+pub struct Sources<'a> {
+    /// Without the program's name.
+    pub args: Vec<OsString>,
+    pub env: BTreeMap<String, String>,
+    /// Reads a file; relative paths are the working directory's.
+    pub read: ReadFile<'a>,
+    /// Whether files of a directory are kept in memory; an error when it is none.
+    pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
+    /// Open files that we may have, once the soft limit is raised.
+    pub nofile: u64,
+}
+
+impl Sources<'_> {
+    /// Those of this process. Variables that are not UTF-8 are no options of ours.
+    pub fn of_process() -> Sources<'static> {
+        let utf8 = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Sources {
+            args: std::env::args_os().skip(1).collect(),
+            env: std::env::vars_os().filter_map(utf8).collect(),
+            read: &|path| std::fs::read(path),
+            in_memory: &platform::in_memory,
+            nofile: platform::nofile().1,
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    Run(Box<Config>),
+    /// `check`: the effective configuration, to be printed.
+    Check(String),
+    Demo,
+    Healthcheck(Healthcheck),
+    /// To be printed on stdout.
+    Help(String),
+    Version(String),
+}
+
+/// `healthcheck`: ask this admin listener, at most this long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Healthcheck {
+    pub admin: Listen,
+    pub timeout: Duration,
+}
+
+/// All that is wrong, one line each. The exit code for it is 2, and nothing was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problems.iter().try_for_each(|problem| writeln!(f, "bufproxy: error: {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads the command line, and for what is to run everything else.
+pub fn parse_args(sources: &Sources<'_>) -> Result<Invocation, ConfigError> {
+    use command_line::Typed;
+    let failed = |problems| ConfigError { problems };
+    let typed = command_line::read(&sources.args).map_err(|problem| failed(vec![problem]))?;
+    Ok(match typed {
+        Typed::Help(text) => Invocation::Help(text),
+        Typed::Version => Invocation::Version(format!("{NAME_AND_VERSION}\n")),
+        Typed::Demo => Invocation::Demo,
+        Typed::Run(flags, command) => {
+            let resolved = resolve(sources, &flags, command).map_err(failed)?;
+            Invocation::Run(Box::new(resolved.config))
+        }
+        Typed::Check(flags, command) => {
+            let resolved = resolve(sources, &flags, command).map_err(failed)?;
+            Invocation::Check(check::text(&resolved))
+        }
+        Typed::Healthcheck(flags, timeout) => {
+            Invocation::Healthcheck(healthcheck(sources, &flags, &timeout).map_err(failed)?)
+        }
+    })
+}
+
+fn healthcheck(
+    sources: &Sources<'_>,
+    flags: &Flags,
+    timeout: &str,
+) -> Result<Healthcheck, Vec<String>> {
+    let timeout = value::duration(timeout).map_err(|bad| {
+        let write = if bad.write.is_empty() { "2s" } else { &bad.write };
+        vec![format!("--timeout {timeout:?} {}: write {write}", bad.what)]
+    })?;
+    let admin = resolve::admin(sources, flags)?;
+    let missing = || {
+        vec![
+            "healthcheck asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"
+                .to_owned(),
+        ]
+    };
+    Ok(Healthcheck { admin: admin.ok_or_else(missing)?, timeout })
+}
+
+const NAME_AND_VERSION: &str = concat!("bufproxy ", env!("CARGO_PKG_VERSION"));
 
 /// A place to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +142,31 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// An address of the app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddr {
     Unix(PathBuf),
     /// Host name or address, port.
     Tcp(String, u16),
+}
+
+impl fmt::Display for UpstreamAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UpstreamAddr::Unix(path) => write!(f, "unix:{}", path.display()),
+            UpstreamAddr::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            UpstreamAddr::Tcp(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +179,7 @@ pub enum Concurrency {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueOrder {
-    Adaptive,
+    /// The one that has waited longest.
     Fifo,
 }
 
@@ -73,7 +221,7 @@ pub enum LogQuery {
 /// Who may be believed (option `trust`): presets and ranges merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustConfig {
-    /// Names of the presets that were given, for the boot line.
+    /// What was given, word for word, for the boot line: names of presets, ranges, hops.
     pub presets: Vec<String>,
     /// Peers (and elements of X-Forwarded-For) whose word counts.
     pub ranges: Vec<ipnet::IpNet>,
@@ -95,12 +243,13 @@ pub struct Config {
     pub concurrency: Concurrency,
     /// Why `concurrency` is what it is, for the boot line: `gunicorn sync, 4 workers`.
     pub concurrency_reason: String,
+    /// 0: nothing waits.
     pub queue: usize,
     pub queue_timeout: Duration,
     pub queue_order: QueueOrder,
-    pub queue_share: f64,
     pub app_timeout: Duration,
     pub app_idle_timeout: Duration,
+    /// Zero: no second try.
     pub connect_retry: Duration,
     /// Keep upstream connections at most this long idle.
     pub upstream_keepalive: Option<Duration>,
@@ -109,21 +258,20 @@ pub struct Config {
     /// Bytes a second, checked after the first 30 s of a body.
     pub body_min_rate: Option<u64>,
     pub send_timeout: Duration,
-    pub send_min_rate: Option<u64>,
     pub client_keepalive: Duration,
     pub max_body: u64,
     pub max_head: usize,
     pub max_fields: usize,
     pub max_connections: usize,
-    pub max_requests_per_client: Option<usize>,
-    pub max_tunnels: usize,
-    pub tunnel_idle_timeout: Duration,
     pub linger_timeout: Duration,
     pub log_backlog: usize,
     pub body_memory: usize,
     pub response_memory: usize,
     pub memory: u64,
     pub spool_dir: PathBuf,
+    /// `spool_dir` is a tmpfs or the like: what is spilled there is memory all the same.
+    pub spool_in_memory: bool,
+    /// 0: no disk.
     pub spool_max: u64,
     pub response_spool_max: u64,
     pub trust: TrustConfig,
@@ -141,7 +289,8 @@ pub struct Config {
     pub log_query: LogQuery,
     pub log_level: tracing::Level,
     pub retry: Retry,
-    pub error_page: Option<PathBuf>,
+    /// Content of the file of `error-page`, read at start.
+    pub error_page: Option<Vec<u8>>,
     pub open_port: OpenPort,
     /// Path of the readiness probe, and whether it was set (then only 2xx and 3xx count).
     pub ready_path: String,
@@ -156,13 +305,115 @@ pub struct Config {
     pub idle_grace: Duration,
     pub admin: Option<Listen>,
     /// The wrapped command, empty for a sidecar.
-    pub command: Vec<std::ffi::OsString>,
+    pub command: Vec<OsString>,
     /// The file that was read, for the boot line.
     pub config_file: Option<PathBuf>,
     /// `DYNO` is set.
     pub heroku: bool,
     /// Memory limit of the cgroup, if there is one, for the boot line.
     pub memory_limit: Option<u64>,
+    /// What is odd but no error, one line each, to be said at start.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The first line that is said: where it listens (as bound), in front of what, and why so.
+    pub fn boot_line(&self, listening: &[String]) -> String {
+        let upstream: Vec<String> = self.upstream.iter().map(ToString::to_string).collect();
+        let mut line = format!(
+            "{NAME_AND_VERSION} listening on {} in front of {}, concurrency {}",
+            listening.join(" and "),
+            upstream.join(" and "),
+            check::concurrency(self)
+        );
+        line += &match self.trust.presets.as_slice() {
+            [] => ", trust none".to_owned(),
+            presets => format!(", trust {}", presets.join(" and ")),
+        };
+        line += &format!(", memory {}", value::show_size(self.memory));
+        if let Some(limit) = self.memory_limit {
+            line += &format!(" of {}", value::show_size(limit));
+        }
+        let medium = if self.spool_in_memory { "memory" } else { "disk" };
+        let spool_max = value::show_size(self.spool_max);
+        line += &format!(", spool {} ({medium}, {spool_max})", self.spool_dir.display());
+        if let Some(file) = &self.config_file {
+            line += &format!(", config {}", file.display());
+        }
+        line
+    }
+
+    /// All defaults, in front of `unix:/tmp/app.sock`: what other modules' tests begin with.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Config {
+        tests::run(&["--upstream", "unix:/tmp/app.sock"])
+    }
+
+    /// Nothing set yet: the table's setters give every field that is an option its value, default or
+    /// not.
+    fn unset() -> Config {
+        Config {
+            listen: Vec::new(),
+            upstream: Vec::new(),
+            threads: 0,
+            concurrency: Concurrency::Off,
+            concurrency_reason: String::new(),
+            queue: 0,
+            queue_timeout: Duration::ZERO,
+            queue_order: QueueOrder::Fifo,
+            app_timeout: Duration::ZERO,
+            app_idle_timeout: Duration::ZERO,
+            connect_retry: Duration::ZERO,
+            upstream_keepalive: None,
+            header_timeout: Duration::ZERO,
+            body_timeout: Duration::ZERO,
+            body_min_rate: None,
+            send_timeout: Duration::ZERO,
+            client_keepalive: Duration::ZERO,
+            max_body: 0,
+            max_head: 0,
+            max_fields: 0,
+            max_connections: 0,
+            linger_timeout: Duration::ZERO,
+            log_backlog: 0,
+            body_memory: 0,
+            response_memory: 0,
+            memory: 0,
+            spool_dir: PathBuf::new(),
+            spool_in_memory: false,
+            spool_max: 0,
+            response_spool_max: 0,
+            trust: TrustConfig::default(),
+            forwarded: Forwarded::Preserve,
+            real_ip_header: None,
+            allow_underscore: Vec::new(),
+            access_log: LogDestination::Off,
+            log_format: String::new(),
+            log_skip: Vec::new(),
+            log_name: String::new(),
+            log_time: false,
+            log_query: LogQuery::Off,
+            log_level: tracing::Level::INFO,
+            retry: Retry::Off,
+            error_page: None,
+            open_port: OpenPort::Early,
+            ready_path: String::new(),
+            ready_path_set: false,
+            ready_file: None,
+            ready_host: String::new(),
+            boot_timeout: Duration::ZERO,
+            child_stop_signal: 0,
+            drain_timeout: Duration::ZERO,
+            drain_delay: Duration::ZERO,
+            idle_grace: Duration::ZERO,
+            admin: None,
+            command: Vec::new(),
+            config_file: None,
+            heroku: false,
+            memory_limit: None,
+            warnings: Vec::new(),
+        }
+    }
 }
 
 /// The peer of a client connection, IPv4-mapped addresses unmapped.

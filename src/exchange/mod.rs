@@ -1,5 +1,510 @@
-//! The life of one request.
+//! The life of one request, on one screen (`story`), and the steps of it.
+//!
+//! Everything about one request lives in one `Exchange`, which is reused: its vectors keep their
+//! capacity, its record is written when it ends or is dropped (invariant 5).
 
 pub mod client_head;
+mod deliver;
 pub mod forward;
+mod receive;
 pub mod reply;
+mod retry;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::access_log::Record;
+use crate::config::{Peer, UpstreamAddr};
+use crate::error::Reason;
+use crate::http1::{ResponseHead, Version};
+use crate::scratch::{Filled, Scratch};
+use crate::server::connection::Conn;
+use crate::server::{Gauge, Loop};
+use crate::spool::{Spool, SpoolLimits};
+use crate::upstream::attempt::{Attempt, Event, Failure};
+use crate::upstream::{self, Connected, Slot};
+use forward::ForwardedHead;
+use retry::{Again, Tries};
+
+/// What becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    KeepAlive,
+    Close,
+    /// Close so that a client that is still sending can read the answer.
+    Linger,
+    /// Close by a reset: what was sent must not look complete.
+    Reset,
+}
+
+/// All that one request needs. Reused through a free list of the thread.
+pub(crate) struct Exchange {
+    lp: Rc<Loop>,
+    pub(crate) record: Record,
+    /// Bytes received and not yet used: a part of a head, or the next request.
+    pub(crate) input: Vec<u8>,
+    body: Spool,
+    forwarded: ForwardedHead,
+    response: ResponseHead,
+    marks: Marks,
+    gauge: Option<Gauge>,
+    /// The record waits to be written.
+    open: bool,
+    /// The client's side has ended (EOF), which is only looked for while the app works.
+    client_eof: bool,
+}
+
+/// When each phase ended; None: not yet. A record's phases are the differences.
+#[derive(Clone, Copy)]
+struct Marks {
+    started: Instant,
+    received: Option<Instant>,
+    granted: Option<Instant>,
+    connected: Option<Instant>,
+    first_byte: Option<Instant>,
+    app_done: Option<Instant>,
+}
+
+impl Marks {
+    fn new() -> Marks {
+        Marks {
+            started: Instant::now(),
+            received: None,
+            granted: None,
+            connected: None,
+            first_byte: None,
+            app_done: None,
+        }
+    }
+}
+
+/// A response head has come: what is needed to deliver it.
+struct Answer {
+    stream: crate::net::Stream,
+    slot: Slot,
+    rest: Filled,
+    /// The request was written whole, so the connection is in step.
+    in_step: bool,
+}
+
+/// Serves one request. `first`: its first bytes (with what `x.input` holds from before).
+pub(crate) async fn serve(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Next {
+    x.begin(c);
+    let next = match story(c, x, first).await {
+        Ok(next) => next,
+        Err(reason) => x.refuse(c, reason).await,
+    };
+    x.end();
+    next
+}
+
+async fn story(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<Next, Reason> {
+    receive::head(c, x, first).await?;
+    if let Some(next) = x.admit(c).await? {
+        return Ok(next);
+    }
+    receive::body(c, x).await?;
+    let mut tries = Tries::default();
+    let answer = loop {
+        let slot = x.wait_for_slot(c, &tries).await?;
+        match x.attempt(c, slot).await? {
+            Ok(answer) => break answer,
+            Err(failure) => match tries.after(c.config().retry, &x.record.head, &failure) {
+                Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
+                Again::No(reason) => return Err(reason),
+            },
+        }
+        x.body.rewind();
+    };
+    deliver::deliver(c, x, answer).await
+}
+
+impl Exchange {
+    fn new(lp: &Rc<Loop>) -> Exchange {
+        let limits = SpoolLimits {
+            memory: lp.shared.config.body_memory,
+            disk: u64::MAX,
+            replay: true,
+        };
+        Exchange {
+            lp: lp.clone(),
+            record: Record::new(Peer::Unix),
+            input: Vec::new(),
+            body: Spool::new(&lp.shared.budget, limits),
+            forwarded: ForwardedHead::default(),
+            response: ResponseHead::default(),
+            marks: Marks::new(),
+            gauge: None,
+            open: false,
+            client_eof: false,
+        }
+    }
+
+    fn begin(&mut self, c: &Conn) {
+        self.marks = Marks::new();
+        self.record.reset();
+        self.record.time = SystemTime::now();
+        self.record.peer = c.peer;
+        self.record.local = c.local;
+        self.record.client = c.peer.ip();
+        self.record.connection = c.id;
+        self.record.connection_requests = c.requests.get();
+        self.open = true;
+        self.client_eof = false;
+        self.enter(Gauge::receiving(&self.lp));
+    }
+
+    /// Moves this exchange to another phase of the counts.
+    fn enter(&mut self, gauge: Gauge) {
+        self.gauge = Some(gauge);
+    }
+
+    /// The time left until the first byte of the response is due.
+    fn app_deadline(&self, c: &Conn) -> Instant {
+        self.marks.received.unwrap_or(self.marks.started) + c.config().app_timeout
+    }
+
+    /// Limits known from the head; resolves the client and writes the head for the app. Some: the
+    /// request was answered here.
+    async fn admit(&mut self, c: &Conn) -> Result<Option<Next>, Reason> {
+        let config = c.config();
+        let resolved = crate::trust::resolve(config, c.peer, &self.record.head);
+        self.record.client = resolved.client;
+        self.record.scheme = resolved.scheme;
+        self.forwarded.write(
+            &self.record.head,
+            &forward::Forward {
+                config,
+                peer: c.peer,
+                local: c.local,
+                resolved,
+                started_ms: unix_ms(self.record.time),
+                keep_alive: config.upstream_keepalive.is_some(),
+            },
+        );
+        let id = self.forwarded.request_id.of(&self.forwarded.bytes);
+        self.record.request_id.extend_from_slice(id);
+        if let Some(reason) = c.refused {
+            return Err(reason);
+        }
+        if forward::max_forwards_zero(&self.record.head) {
+            return Ok(Some(self.answer_here(c).await));
+        }
+        if matches!(self.record.head.body, crate::http1::RequestBody::Length(n) if n > config.max_body)
+        {
+            tracing::debug!("413: a body is larger than max-body");
+            return Err(Reason::BodyTooLarge);
+        }
+        Ok(None)
+    }
+
+    /// A slot, or the reason why there is none in time. A client that leaves is taken out of the
+    /// line unserved.
+    async fn wait_for_slot(&mut self, c: &Conn, tries: &Tries) -> Result<Slot, Reason> {
+        let shared = self.lp.shared.clone();
+        let first = self.marks.granted.is_none();
+        let deadline = self.app_deadline(c);
+        let queue_end = self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
+        c.timer.set_at(deadline.min(queue_end));
+        let mut place = None;
+        let slot = poll_fn(|cx| {
+            let place = match &mut place {
+                Some(place) => place,
+                none => match shared.upstreams.enter(tries.failed_at, cx) {
+                    Ok(entered) => none.insert(entered),
+                    Err(upstream::QueueFull) => return Poll::Ready(Err(Reason::QueueFull)),
+                },
+            };
+            if let Poll::Ready(slot) = place.poll(cx) {
+                return Poll::Ready(Ok(slot));
+            }
+            if self.gauge.as_ref().is_none_or(|g| !g.is_queued()) {
+                self.gauge = Some(Gauge::queued(&self.lp));
+            }
+            if shared.app_is_gone() {
+                return Poll::Ready(Err(shared.gone_reason()));
+            }
+            if c.timer.expired() {
+                let late = Instant::now() >= deadline;
+                let reason = if late { Reason::Deadline } else { Reason::QueueTimeout };
+                return Poll::Ready(Err(reason));
+            }
+            self.poll_client_left(c, cx).map(Err)
+        })
+        .await?;
+        c.timer.clear();
+        if first || self.record.retry > 0 {
+            self.marks.granted = Some(Instant::now());
+        }
+        self.enter(Gauge::in_flight(&self.lp));
+        Ok(slot)
+    }
+
+    /// One try to have the request answered. The outer error ends the exchange, the inner one may
+    /// be tried again.
+    async fn attempt(&mut self, c: &Conn, slot: Slot) -> Result<Result<Answer, Failure>, Reason> {
+        let shared = self.lp.shared.clone();
+        let deadline = self.app_deadline(c);
+        self.record.upstream_addr = Some(slot.index());
+        let connected = match c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit)) {
+            Some(stream) => Connected::Registered(stream),
+            None => self.connect(c, &slot, deadline).await?,
+        };
+        self.marks.connected = Some(Instant::now());
+        let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
+        let started =
+            Attempt::start(connected, unix, &self.forwarded.bytes, &mut self.body);
+        let mut attempt = match started {
+            Ok(attempt) => attempt,
+            // Nothing was taken: as if it had not connected.
+            Err(_) => return Ok(Err(Failure::Unread)),
+        };
+        c.timer.set_at(deadline);
+        loop {
+            let event = poll_fn(|cx| {
+                let head = &self.forwarded.bytes;
+                let method = self.record.head.method.of(&self.record.head.bytes);
+                let event =
+                    attempt.poll(cx, head, &mut self.body, &mut self.response, method);
+                if event.is_ready() {
+                    return event.map(Ok);
+                }
+                if c.timer.expired() {
+                    return Poll::Ready(Err(Reason::AppTimeout));
+                }
+                self.poll_client_left(c, cx).map(Err)
+            })
+            .await;
+            if attempt.received > 0 {
+                self.marks.first_byte.get_or_insert_with(Instant::now);
+            }
+            match event {
+                Ok(Ok(Event::Head(rest))) => {
+                    c.timer.clear();
+                    shared.app_answered();
+                    let in_step = attempt.complete();
+                    return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
+                }
+                Ok(Ok(Event::Informational)) => self.pass_informational(c).await?,
+                Ok(Err(failure)) => return Ok(Err(failure)),
+                Err(reason) => {
+                    // The worker goes on; its slot ends when it does (invariant 2).
+                    let seen = attempt.received;
+                    self.abandon(attempt.into_stream(), slot, false, seen);
+                    return Err(reason);
+                }
+            }
+        }
+    }
+
+    async fn connect(
+        &mut self,
+        c: &Conn,
+        slot: &Slot,
+        deadline: Instant,
+    ) -> Result<Connected, Reason> {
+        let shared = self.lp.shared.clone();
+        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let mut connecting =
+            std::pin::pin!(upstream::connect(slot, until, || shared.app_is_gone()));
+        c.timer.set_at(deadline);
+        let connected = poll_fn(|cx| {
+            if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            if c.timer.expired() {
+                return Poll::Ready(Err(Reason::AppTimeout));
+            }
+            self.poll_client_left(c, cx).map(Err)
+        })
+        .await?;
+        connected.map_err(|error| {
+            shared.say_unreachable(slot.addr(), &error);
+            match shared.app_is_gone() {
+                true => shared.gone_reason(),
+                false if shared.app_has_answered() => Reason::AppUnavailable,
+                false => Reason::AppStarting,
+            }
+        })
+    }
+
+    /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it.
+    async fn pass_informational(&mut self, c: &Conn) -> Result<(), Reason> {
+        const CONTINUE: u16 = 100;
+        if self.record.head.version == Version::Http10 || self.response.status == CONTINUE {
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        client_head::write_informational(&mut out, &self.response);
+        c.write_all(&out).await?;
+        self.record.bytes_sent += out.len() as u64;
+        Ok(())
+    }
+
+    /// Reads what the client sends while the app works: its next request is kept, its end means that
+    /// it has left. Ready only for the latter.
+    fn poll_client_left(&mut self, c: &Conn, cx: &mut Context<'_>) -> Poll<Reason> {
+        // A client that pipelines more than a head is not read further; its end is seen later.
+        while self.input.len() < c.config().max_head {
+            if ready!(c.stream.poll_readable(cx)).is_err() {
+                return Poll::Ready(Reason::ClientGone);
+            }
+            let mut buf = Scratch::take();
+            match ready!(c.stream.poll_read(cx, &mut buf)) {
+                Ok(0) | Err(_) => {
+                    self.client_eof = true;
+                    return Poll::Ready(Reason::ClientGone);
+                }
+                Ok(n) => self.input.extend_from_slice(&buf[..n]),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The worker's side is read to its end by a task of its own, which holds the slot.
+    fn abandon(&mut self, stream: crate::net::Stream, slot: Slot, endless: bool, seen: u64) {
+        let gauge = Gauge::in_flight(&self.lp);
+        tokio::task::spawn_local(async move {
+            let _gauge = gauge;
+            upstream::discard::discard(stream, slot, endless, seen).await;
+        });
+    }
+
+    /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
+    async fn answer_here(&mut self, c: &Conn) -> Next {
+        let mut out = Vec::new();
+        let keep_alive = self.may_keep_alive(c) && self.body_is_none();
+        self.record.status = reply::write_max_forwards(
+            &mut out,
+            &self.record.head,
+            keep_alive,
+            &reply::date_now(),
+        );
+        self.send_own(c, &out, keep_alive).await
+    }
+
+    /// Our own answer for this reason, or a cut where the response has begun.
+    async fn refuse(&mut self, c: &Conn, reason: Reason) -> Next {
+        self.record.end = reason;
+        if self.record.status != 0 {
+            // The response has begun: it must not look complete (invariant 6).
+            return if reason == Reason::ClientGone { Next::Close } else { Next::Reset };
+        }
+        self.record.status = reason.status();
+        if reason == Reason::ClientGone {
+            return Next::Close;
+        }
+        self.lp.shared.count_refused(reason);
+        let in_step = self.marks.received.is_some();
+        let keep_alive = in_step && self.may_keep_alive(c);
+        let mut out = Vec::new();
+        let head_len = reply::write(
+            &mut out,
+            &reply::Reply {
+                reason,
+                head: &self.record.head,
+                request_id: &self.record.request_id,
+                keep_alive,
+                error_page: self.lp.shared.config.error_page.as_deref(),
+                date: &reply::date_now(),
+                retry_after: 1,
+            },
+        );
+        self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        let next = self.send_own(c, &out, keep_alive).await;
+        if next == Next::Close && !in_step { Next::Linger } else { next }
+    }
+
+    async fn send_own(&mut self, c: &Conn, out: &[u8], keep_alive: bool) -> Next {
+        match c.write_all(out).await {
+            Ok(()) => {
+                self.record.bytes_sent += out.len() as u64;
+                if keep_alive { Next::KeepAlive } else { Next::Close }
+            }
+            Err(_) => Next::Close,
+        }
+    }
+
+    fn may_keep_alive(&self, c: &Conn) -> bool {
+        self.record.head.keep_alive && !self.client_eof && !c.closing()
+    }
+
+    fn body_is_none(&self) -> bool {
+        self.record.head.body == crate::http1::RequestBody::None
+    }
+
+    /// Writes the record and makes the exchange ready for the next request.
+    fn end(&mut self) {
+        self.write_record();
+        self.gauge = None;
+        self.body.clear();
+    }
+
+    fn write_record(&mut self) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let end = Instant::now();
+        let m = self.marks;
+        let received = m.received.unwrap_or(end);
+        let granted = m.granted.unwrap_or(end);
+        let connected = m.connected.unwrap_or(end);
+        let app_done = m.app_done.unwrap_or(end);
+        let record = &mut self.record;
+        record.service = end - m.started;
+        record.receive = received.saturating_duration_since(m.started);
+        record.queue = granted.saturating_duration_since(received);
+        record.connect = connected.saturating_duration_since(granted);
+        record.first_byte = m.first_byte.map(|at| at.saturating_duration_since(connected));
+        record.upstream = app_done.saturating_duration_since(connected);
+        record.send = end.saturating_duration_since(app_done);
+        self.lp.shared.ended(record);
+    }
+}
+
+/// A task that is dropped (deadline of the drain, a panic) still leaves its record.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.open {
+            if self.record.status == 0 {
+                self.record.status = Reason::ClientGone.status();
+            }
+            self.record.end = Reason::Draining;
+            self.lp.shared.count_cut();
+            self.write_record();
+        }
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+thread_local! {
+    static FREE: RefCell<Vec<Box<Exchange>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Exchanges that a thread keeps for the next requests.
+const KEPT: usize = 64;
+
+/// An exchange of the free list, or a new one.
+pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
+    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Box::new(Exchange::new(lp)))
+}
+
+/// Gives an exchange back. One that a large head has grown is not kept.
+pub(crate) fn give_back(x: Box<Exchange>) {
+    const LARGE: usize = 16 * 1024;
+    if x.record.head.bytes.capacity() > LARGE || x.input.capacity() > LARGE {
+        return;
+    }
+    FREE.with_borrow_mut(|free| {
+        if free.len() < KEPT {
+            free.push(x);
+        }
+    });
+}

@@ -1,11 +1,76 @@
 //! Chunked transfer coding (RFC 9112, 7.1): a decoder that works in place, and the chunk head.
+//!
+//! The exchange decodes request and response bodies in the buffer that they were read into. Any
+//! split of the input gives the same payload and the same verdict. Everything that costs us and
+//! carries no payload is bounded: extensions and trailers.
+
+use memchr::memchr;
 
 use super::Violation;
+use super::field::{BARE_CR, BARE_LF, Sender, field_line, is_tchar};
+use crate::error::Reason;
+
+/// Ends a chunked body that has no trailers.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Bytes of the extensions of one chunk.
+const MAX_EXTENSION: u64 = 4 << 10;
+/// Bytes by which all extensions of a body may exceed its payload.
+const MAX_EXTENSIONS: u64 = 16 << 10;
+/// Bytes and lines of the trailer section.
+const MAX_TRAILERS: usize = 16 << 10;
+const MAX_TRAILER_LINES: usize = 100;
 
 /// Decoder of one chunked body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chunked {
-    _state: u8,
+    state: State,
+    /// Of a violation: `BadRequest`, or `InvalidResponse` for a body of the app.
+    reason: Reason,
+    /// Size of the chunk, while it is read; then what is left of its data.
+    left: u64,
+    /// Digits of the chunk size so far.
+    digits: u8,
+    /// Bytes of extensions: of this chunk, and of all.
+    extension: u64,
+    extensions: u64,
+    /// Payload of the chunks so far.
+    payload: u64,
+    /// Trailer lines as received. Nothing is allocated where there are none.
+    trailers: Vec<u8>,
+    trailer_lines: usize,
+    /// Offset in `trailers` of the line that is being read.
+    line: usize,
+}
+
+/// What the next byte belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Size,
+    /// Behind `;`, before the name.
+    Extension,
+    Name,
+    /// Whitespace behind a name: `=` or `;` must follow.
+    NameSpace,
+    /// Behind `=`.
+    Value,
+    Token,
+    Quoted,
+    /// Behind a backslash in a quoted string.
+    Escaped,
+    /// Behind a quoted string.
+    QuotedEnd,
+    /// Whitespace behind a size or a value: `;` must follow.
+    Space,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line, or of the final CRLF.
+    Line,
+    Trailer,
+    LastLf,
+    Done,
 }
 
 /// What one call of `Chunked::decode` did.
@@ -19,15 +84,168 @@ pub struct Decoded {
     pub done: bool,
 }
 
+impl Default for Chunked {
+    /// A decoder for the body of a request.
+    fn default() -> Chunked {
+        Chunked::new(Reason::BadRequest)
+    }
+}
+
 impl Chunked {
+    /// A decoder whose violations have this reason.
+    pub fn new(reason: Reason) -> Chunked {
+        Chunked {
+            state: State::Size,
+            reason,
+            left: 0,
+            digits: 0,
+            extension: 0,
+            extensions: 0,
+            payload: 0,
+            trailers: Vec::new(),
+            trailer_lines: 0,
+            line: 0,
+        }
+    }
+
     /// Decodes `buf` in place. Any split of the input gives the same payload.
     pub fn decode(&mut self, buf: &mut [u8]) -> Result<Decoded, Violation> {
-        Ok(Decoded { payload: 0, consumed: buf.len(), done: false })
+        self.advance(buf).map_err(|rule| Violation { reason: self.reason, rule })
+    }
+
+    /// The trailer lines as received, each with its CRLF; their syntax was checked, their names
+    /// were not. Complete when `decode` said `done`.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
+    }
+
+    fn advance(&mut self, buf: &mut [u8]) -> Result<Decoded, &'static str> {
+        let (mut at, mut payload) = (0, 0);
+        while at < buf.len() && self.state != State::Done {
+            match self.state {
+                State::Data => {
+                    let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len() - at);
+                    if at != payload {
+                        buf.copy_within(at..at + len, payload);
+                    }
+                    at += len;
+                    payload += len;
+                    self.left -= len as u64;
+                    self.payload = self.payload.saturating_add(len as u64);
+                    if self.left == 0 {
+                        self.state = State::DataCr;
+                    }
+                }
+                State::Trailer => at += self.trailer(&buf[at..])?,
+                State::Line if buf[at] != b'\r' => self.state = State::Trailer,
+                _ => {
+                    self.state = self.step(buf[at])?;
+                    at += 1;
+                }
+            }
+        }
+        Ok(Decoded { payload, consumed: at, done: self.state == State::Done })
+    }
+
+    /// The state behind one byte of a size line or of a line end.
+    fn step(&mut self, byte: u8) -> Result<State, &'static str> {
+        use State::*;
+        const NO_SIZE: &str = "chunk size is not a hexadecimal number (RFC 9112, 7.1)";
+        const NO_EXTENSION: &str = "chunk extension is not valid (RFC 9112, 7.1.1)";
+        if !matches!(self.state, Size | SizeLf | DataCr | DataLf | Line | LastLf) {
+            self.extension += 1;
+            self.extensions += 1;
+            if self.extension > MAX_EXTENSION
+                || self.extensions > self.payload.saturating_add(MAX_EXTENSIONS)
+            {
+                return Err("chunk extensions are too long (RFC 9112, 7.1.1)");
+            }
+        }
+        if self.state == Size
+            && let Some(digit) = (byte as char).to_digit(16)
+        {
+            if self.digits == 16 {
+                return Err("chunk size has more than 16 digits (RFC 9112, 7.1)");
+            }
+            self.left = self.left << 4 | u64::from(digit);
+            self.digits += 1;
+            return Ok(Size);
+        }
+        Ok(match (self.state, byte) {
+            (Size, _) if self.digits == 0 => return Err(NO_SIZE),
+
+            (Size | Name | Token | QuotedEnd, b'\r') => SizeLf,
+            (Size | Name | NameSpace | Token | QuotedEnd | Space, b';') => Extension,
+            (Size | Token | QuotedEnd | Space, b' ' | b'\t') => Space,
+            (Size, _) => return Err(NO_SIZE),
+            (Space, _) => return Err("whitespace behind a chunk size (RFC 9112, 7.1)"),
+
+            (Extension, b' ' | b'\t') => Extension,
+            (Extension | Name, _) if is_tchar(byte) => Name,
+            (Name | NameSpace, b' ' | b'\t') => NameSpace,
+            (Name | NameSpace, b'=') => Value,
+            (Value, b' ' | b'\t') => Value,
+            (Value, b'"') => Quoted,
+            (Value | Token, _) if is_tchar(byte) => Token,
+            (Quoted, b'"') => QuotedEnd,
+            (Quoted, b'\\') => Escaped,
+            (Quoted | Escaped, b'\t' | b' '..=b'~' | 0x80..) => Quoted,
+            (Extension | Name | NameSpace | Value | Token | Quoted | Escaped | QuotedEnd, _) => {
+                return Err(NO_EXTENSION);
+            }
+
+            (SizeLf, b'\n') => {
+                self.digits = 0;
+                self.extension = 0;
+                if self.left == 0 { Line } else { Data }
+            }
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => Size,
+            (Line, b'\r') => LastLf,
+            (LastLf, b'\n') => Done,
+            (DataCr, _) => return Err("chunk data without CRLF behind it (RFC 9112, 7.1)"),
+            (SizeLf | DataLf | LastLf, _) => return Err(BARE_CR),
+            (Line | Data | Trailer | Done, _) => unreachable!("`advance` handles these"),
+        })
+    }
+
+    /// Takes trailer bytes up to the end of the line. Gives their number.
+    fn trailer(&mut self, input: &[u8]) -> Result<usize, &'static str> {
+        let end = memchr(b'\n', input).map(|lf| lf + 1);
+        let taken = end.unwrap_or(input.len());
+        if taken > MAX_TRAILERS - self.trailers.len() {
+            return Err("trailer section is too long (RFC 9112, 7.1.2)");
+        }
+        self.trailers.extend_from_slice(&input[..taken]);
+        if end.is_some() {
+            let Some((b"\r\n", line)) =
+                self.trailers[self.line..].split_last_chunk::<2>().map(|(line, end)| (end, line))
+            else {
+                return Err(BARE_LF);
+            };
+            field_line(line, 0, Sender::Client)?;
+            self.trailer_lines += 1;
+            if self.trailer_lines > MAX_TRAILER_LINES {
+                return Err("too many trailer lines (RFC 9112, 7.1.2)");
+            }
+            self.line = self.trailers.len();
+            self.state = State::Line;
+        }
+        Ok(taken)
     }
 }
 
 /// Writes `SIZE CRLF` (lower-case hex) and gives the used part of `out`.
 pub fn chunk_head(size: usize, out: &mut [u8; 18]) -> &[u8] {
-    let _ = size;
-    &out[..0]
+    out[16..].copy_from_slice(b"\r\n");
+    let mut start = 16;
+    let mut rest = size;
+    loop {
+        start -= 1;
+        out[start] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+        if rest == 0 {
+            return &out[start..];
+        }
+    }
 }

@@ -1,9 +1,18 @@
-//! Field lines and the names that the proxy itself must recognise.
+//! Field lines: their syntax, the names that the proxy itself must recognise, and the few values
+//! that requests and responses read alike (Connection, lists, decimal numbers).
+//!
+//! `request` and `response` call `parse` for a head's field section, `chunked` calls `field_line`
+//! for trailers. What is accepted here is what the app and the client get to see, so nothing passes
+//! that two recipients could read in two ways: every line ends with CRLF, names are tokens, values
+//! hold no control bytes.
 
-use super::Span;
+use memchr::{memchr, memchr2_iter, memmem};
+
+use super::{Span, Violation};
+use crate::error::Reason;
 
 /// One field line of a head, in the order received, bytes untouched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     pub id: FieldId,
     pub name: Span,
@@ -66,7 +75,296 @@ pub enum FieldId {
 impl FieldId {
     /// Classifies a field name, without regard to case.
     pub fn of(name: &[u8]) -> FieldId {
-        let _ = name;
-        FieldId::Other
+        use FieldId::*;
+        let candidates: &[(&[u8], FieldId)] = match name.len() {
+            2 => &[(b"te", Te)],
+            3 => &[(b"via", Via)],
+            4 => &[(b"host", Host), (b"date", Date)],
+            5 => &[(b"proxy", Proxy)],
+            6 => &[(b"accept", Accept), (b"cookie", Cookie), (b"expect", Expect)],
+            7 => &[(b"referer", Referer), (b"upgrade", Upgrade), (b"trailer", Trailer)],
+            9 => &[(b"forwarded", Forwarded), (b"x-real-ip", XRealIp)],
+            10 => &[
+                (b"user-agent", UserAgent),
+                (b"connection", Connection),
+                (b"keep-alive", KeepAlive),
+            ],
+            12 => &[
+                (b"content-type", ContentType),
+                (b"x-request-id", XRequestId),
+                (b"max-forwards", MaxForwards),
+            ],
+            13 => &[
+                (b"cache-control", CacheControl),
+                (b"authorization", Authorization),
+                (b"x-queue-start", XQueueStart),
+            ],
+            14 => &[
+                (b"content-length", ContentLength),
+                (b"http2-settings", Http2Settings),
+                (b"x-forwarded-by", XForwardedBy),
+            ],
+            15 => &[
+                (b"accept-encoding", AcceptEncoding),
+                (b"x-forwarded-for", XForwardedFor),
+                (b"x-request-start", XRequestStart),
+                (b"x-forwarded-ssl", XForwardedSsl),
+                (b"front-end-https", FrontEndHttps),
+            ],
+            16 => &[
+                (b"content-encoding", ContentEncoding),
+                (b"x-forwarded-host", XForwardedHost),
+                (b"x-forwarded-port", XForwardedPort),
+                (b"proxy-connection", ProxyConnection),
+            ],
+            17 => &[
+                (b"transfer-encoding", TransferEncoding),
+                (b"x-forwarded-proto", XForwardedProto),
+                (b"x-accel-buffering", XAccelBuffering),
+            ],
+            18 => &[
+                (b"x-forwarded-prefix", XForwardedPrefix),
+                (b"x-forwarded-scheme", XForwardedScheme),
+                (b"x-forwarded-server", XForwardedServer),
+                (b"proxy-authenticate", ProxyAuthenticate),
+            ],
+            19 => &[(b"proxy-authorization", ProxyAuthorization)],
+            20 => &[(b"x-forwarded-protocol", XForwardedProtocol)],
+            _ => &[],
+        };
+        for (known, id) in candidates {
+            // The first letter spares most of the comparisons.
+            if known[0] == name[0] | 0x20 && known.eq_ignore_ascii_case(name) {
+                return *id;
+            }
+        }
+        if name.contains(&b'_') { Underscore } else { Other }
     }
+}
+
+/// Who sent the head: an app's whitespace before a colon is removed, a client's is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    Client,
+    App,
+}
+
+/// Tells whether the head in `message`, whose first line ends at `start`, has its empty line. The
+/// common case, a read that brought exactly one head, is seen from the last four bytes.
+pub(super) fn is_complete(message: &[u8], start: usize) -> bool {
+    const END: &[u8] = b"\r\n\r\n";
+    let from = &message[start - 2..];
+    from.ends_with(END) || memmem::find(from, END).is_some()
+}
+
+/// What can be refused in field lines that are not complete yet: line ends and the number of lines.
+/// It is run again with every read of a slow client, so it does no more than look for line ends.
+pub(super) fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Violation> {
+    let mut fields = 0;
+    for at in memchr2_iter(b'\r', b'\n', lines) {
+        match lines[at] {
+            b'\n' if at == 0 || lines[at - 1] != b'\r' => return Err(bad(BARE_LF)),
+            b'\n' => fields += 1,
+            _ if lines.get(at + 1).is_some_and(|&next| next != b'\n') => return Err(bad(BARE_CR)),
+            _ => {}
+        }
+    }
+    if fields > max_fields { Err(too_many_fields()) } else { Ok(()) }
+}
+
+/// Parses the field section that begins at `start`, behind the CRLF of the first line, and appends
+/// its lines to `fields`. The caller knows that the section is complete (`is_complete`). Gives the
+/// offset behind the empty line.
+pub(super) fn parse(
+    message: &[u8],
+    start: usize,
+    max_fields: usize,
+    sender: Sender,
+    fields: &mut Vec<Field>,
+) -> Result<usize, Violation> {
+    let end = match parse_fast(message, start, fields) {
+        Some(end) => end,
+        None => {
+            fields.clear();
+            walk(message, start, sender, fields)?
+        }
+    };
+    if fields.len() > max_fields { Err(too_many_fields()) } else { Ok(end) }
+}
+
+/// `httparse` for the section that nearly every head has: at most 64 lines, nothing wrong with
+/// them. For all others `None`, and `walk` says what is wrong or takes them.
+fn parse_fast(message: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<usize> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let httparse::Status::Complete((len, headers)) =
+        httparse::parse_headers(&message[start..], &mut headers).ok()?
+    else {
+        return None;
+    };
+    let base = message.as_ptr() as usize;
+    let span = |part: &[u8]| {
+        let start = part.as_ptr() as usize - base;
+        Span::new(start, start + part.len())
+    };
+    for header in headers {
+        let name = span(header.name.as_bytes());
+        // httparse takes a bare LF for a line end.
+        if message[name.start as usize - 2] != b'\r' {
+            return None;
+        }
+        let id = FieldId::of(header.name.as_bytes());
+        fields.push(Field { id, name, value: span(header.value) });
+    }
+    let end = start + len;
+    message[start - 2..end].ends_with(b"\r\n\r\n").then_some(end)
+}
+
+/// The reference for the syntax of a field section, line by line. Lines before a violation are in
+/// `fields`, so that the record of a refused request can name its user agent.
+pub(super) fn walk(
+    message: &[u8],
+    start: usize,
+    sender: Sender,
+    fields: &mut Vec<Field>,
+) -> Result<usize, Violation> {
+    let mut at = start;
+    while let Some(len) = memchr(b'\n', &message[at..]) {
+        let line = match message[at..at + len].split_last() {
+            Some((b'\r', line)) => line,
+            _ => return Err(bad(BARE_LF)),
+        };
+        if line.is_empty() {
+            return Ok(at + 2);
+        }
+        fields.push(field_line(line, at, sender).map_err(bad)?);
+        at += len + 1;
+    }
+    Err(bad("field section without an end (RFC 9112, 2.1)"))
+}
+
+/// Parses one field line, without its CRLF, that lies at offset `at` of its head. The error is the
+/// rule that it broke.
+pub(super) fn field_line(line: &[u8], at: usize, sender: Sender) -> Result<Field, &'static str> {
+    if line.contains(&b'\r') {
+        return Err(BARE_CR);
+    }
+    if matches!(line.first(), Some(b' ' | b'\t')) {
+        return Err("line folding or whitespace before a field name (RFC 9112, 2.2 and 5.2)");
+    }
+    let Some(colon) = memchr(b':', line) else {
+        return Err("field line without a colon (RFC 9112, 5)");
+    };
+    let (mut name, value) = (&line[..colon], &line[colon + 1..]);
+    if let [.., b' ' | b'\t'] = name {
+        if sender == Sender::Client {
+            return Err("whitespace between field name and colon (RFC 9112, 5.1)");
+        }
+        name = name.trim_ascii_end();
+    }
+    if !is_token(name) {
+        return Err("field name is not a token (RFC 9110, 5.1)");
+    }
+    if !is_text(value) {
+        return Err("control byte in a field value (RFC 9110, 5.5)");
+    }
+    // Control bytes are excluded above: what `trim_ascii` removes here is SP and HTAB.
+    let value_start = at + line.len() - value.trim_ascii_start().len();
+    let value_len = value.trim_ascii().len();
+    Ok(Field {
+        id: FieldId::of(name),
+        name: Span::new(at, at + name.len()),
+        value: Span::new(value_start, value_start + value_len),
+    })
+}
+
+/// What the Connection fields of a head say (RFC 9110, 7.6.1).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Options {
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+    pub(super) upgrade: bool,
+}
+
+impl Options {
+    /// Adds one Connection field. Names of other fields go to `names`; what is no token names no
+    /// field.
+    pub(super) fn add(&mut self, bytes: &[u8], value: Span, names: &mut Vec<Span>) {
+        for member in members(bytes, value) {
+            match member.of(bytes) {
+                name if name.eq_ignore_ascii_case(b"close") => self.close = true,
+                name if name.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
+                name if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
+                name if name.eq_ignore_ascii_case(b"te") => {}
+                name if is_token(name) => names.push(member),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The members of a comma-separated list, trimmed, empty ones left out (RFC 9110, 5.6.1). Not for
+/// fields with quoted strings.
+pub(super) fn members(bytes: &[u8], value: Span) -> impl Iterator<Item = Span> {
+    let mut at = value.start as usize;
+    value.of(bytes).split(|&b| b == b',').filter_map(move |member| {
+        let start = at + member.len() - member.trim_ascii_start().len();
+        at += member.len() + 1;
+        let len = member.trim_ascii().len();
+        (len > 0).then(|| Span::new(start, start + len))
+    })
+}
+
+/// `1*DIGIT` that fits 64 bits (RFC 9110, 8.6).
+pub(super) fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0u64, |sum, &b| {
+        let digit = b.is_ascii_digit().then(|| u64::from(b - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// A token (RFC 9110, 5.6.2): not empty.
+pub(super) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|&b| is_tchar(b))
+}
+
+pub(super) fn is_tchar(byte: u8) -> bool {
+    const TCHAR: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut b = 0;
+        while b < 128 {
+            table[b] = (b as u8).is_ascii_alphanumeric();
+            b += 1;
+        }
+        let marks = b"!#$%&'*+-.^_`|~";
+        let mut i = 0;
+        while i < marks.len() {
+            table[marks[i] as usize] = true;
+            i += 1;
+        }
+        table
+    };
+    TCHAR[byte as usize]
+}
+
+/// No control byte but HTAB (RFC 9110, 5.5). No early exit: so the compiler makes it vector code.
+pub(super) fn is_text(bytes: &[u8]) -> bool {
+    !bytes.iter().fold(false, |bad, &b| bad | (b < b' ' && b != b'\t') | (b == 0x7f))
+}
+
+pub(super) const BARE_LF: &str = "line feed without carriage return (RFC 9112, 2.2)";
+pub(super) const BARE_CR: &str = "carriage return without line feed (RFC 9112, 2.2)";
+
+fn too_many_fields() -> Violation {
+    Violation {
+        reason: Reason::HeadTooLarge,
+        rule: "more field lines than max-fields (RFC 9110, 5.4)",
+    }
+}
+
+/// A rule of requests. Responses and chunks map the reason to their own.
+pub(super) fn bad(rule: &'static str) -> Violation {
+    Violation { reason: Reason::BadRequest, rule }
 }

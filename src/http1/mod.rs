@@ -8,7 +8,7 @@ mod field;
 mod request;
 mod response;
 
-pub use chunked::{Chunked, Decoded, chunk_head};
+pub use chunked::{Chunked, Decoded, LAST_CHUNK, chunk_head};
 pub use field::{Field, FieldId};
 pub use request::{RequestBody, RequestHead};
 pub use response::{ResponseBody, ResponseHead};
@@ -23,6 +23,9 @@ pub struct Span {
 }
 
 impl Span {
+    pub(crate) fn new(start: usize, end: usize) -> Span {
+        Span { start: start as u32, end: end as u32 }
+    }
     /// The bytes of this range.
     pub fn of(self, bytes: &[u8]) -> &[u8] {
         &bytes[self.start as usize..self.end as usize]

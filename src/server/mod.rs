@@ -1,11 +1,203 @@
-//! The data path's outer part: listeners, event loops, connections. The lifecycle drives it through
-//! `Server`.
+//! The data path's outer part: listeners, event loops, what they share. The lifecycle drives it
+//! through `Server`; `connection` is the loop of one client.
+//!
+//! Each event loop owns its connections. What the loops share is small: the queue, the budgets,
+//! the log and the counts below. One loop accepts and hands sockets to the loop with the fewest
+//! connections (closing an SO_REUSEPORT listener would reset what is queued on it).
+
+pub(crate) mod connection;
 
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use socket2::Socket;
+use tokio::sync::{mpsc, watch};
+
+use crate::access_log::{Format, FormatOptions, LogWriter, Record, Skip};
+use crate::config::{Config, Peer, UpstreamAddr};
+use crate::error::Reason;
+use crate::metrics::METRICS;
+use crate::net::{Acceptor, Listener};
+use crate::spool::Budget;
+use crate::timer::Timers;
+use crate::upstream::Upstreams;
+
+/// Connections beyond `max-connections` that are still taken to be told so.
+const REFUSED_AT_ONCE: usize = 64;
+/// Pause after EMFILE and ENFILE: descriptors come back as connections end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often kept upstream connections are looked through.
+const KEPT_SWEEP: Duration = Duration::from_millis(500);
+/// The same complaint about an upstream is not said more often.
+const SAY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Where the data path is in its life. Only ever moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Phase {
+    /// Bound, not listening.
+    Bound,
+    Open,
+    /// Responses say `Connection: close`; accepting goes on.
+    Announced,
+    /// Accepts no more.
+    Draining,
+    /// Idle connections are closed.
+    ClosingIdle,
+    /// Everything is cut.
+    Aborted,
+}
+
+/// What the event loops share.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) format: Format,
+    skip: Skip,
+    log: LogWriter,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) upstreams: Arc<Upstreams>,
+    phase: AtomicU8,
+    answered: AtomicBool,
+    gone: AtomicBool,
+    gauges: [AtomicUsize; 4],
+    connections: AtomicUsize,
+    next_connection: AtomicU64,
+    finished: AtomicU64,
+    delivered: AtomicU64,
+    refused: AtomicU64,
+    cut: AtomicU64,
+    /// Milliseconds since `begun` when an unreachable upstream was last said.
+    said: AtomicU64,
+    begun: Instant,
+}
+
+impl Shared {
+    fn phase(&self) -> u8 {
+        self.phase.load(Relaxed)
+    }
+
+    /// Connections end with the response that they are at.
+    pub(crate) fn closing(&self) -> bool {
+        self.phase() >= Phase::Announced as u8
+    }
+
+    pub(crate) fn closing_idle(&self) -> bool {
+        self.phase() >= Phase::ClosingIdle as u8
+    }
+
+    pub(crate) fn aborted(&self) -> bool {
+        self.phase() >= Phase::Aborted as u8
+    }
+
+    /// The app has ended and will not come back.
+    pub(crate) fn app_is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+
+    /// Why nothing can be dispatched once the app is gone.
+    pub(crate) fn gone_reason(&self) -> Reason {
+        if self.closing() { Reason::Draining } else { Reason::AppUnavailable }
+    }
+
+    pub(crate) fn app_answered(&self) {
+        if !self.answered.load(Relaxed) {
+            self.answered.store(true, Relaxed);
+        }
+    }
+
+    pub(crate) fn app_has_answered(&self) -> bool {
+        self.answered.load(Relaxed)
+    }
+
+    /// An exchange has ended: counts it and writes its line.
+    pub(crate) fn ended(&self, record: &Record) {
+        METRICS.ended(record.end, record.status);
+        METRICS.retries.add(u64::from(record.retry));
+        if self.closing() && record.end == Reason::Ok {
+            let total = if self.app_is_gone() { &self.delivered } else { &self.finished };
+            total.fetch_add(1, Relaxed);
+        }
+        if !self.log.is_off() {
+            record.emit(&self.format, &self.skip, &self.log);
+        }
+    }
+
+    pub(crate) fn count_refused(&self, reason: Reason) {
+        const UNAVAILABLE: u16 = 503;
+        if self.closing() && reason.status() == UNAVAILABLE {
+            self.refused.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn count_cut(&self) {
+        self.cut.fetch_add(1, Relaxed);
+    }
+
+    /// Says that an upstream cannot be reached, not for every request.
+    pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, error: &io::Error) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = self.said.load(Relaxed);
+        let again = SAY_AGAIN.as_millis() as u64;
+        let due = last == 0 || now.saturating_sub(last) >= again;
+        if due && self.said.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok() {
+            tracing::warn!(
+                "upstream {addr} cannot be reached within connect-retry {:?}: {error}",
+                self.config.connect_retry
+            );
+        }
+    }
+}
+
+/// One event loop's own: not shared, so `Rc`.
+pub(crate) struct Loop {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) timers: Rc<Timers>,
+    /// Connections of this loop, read by the loop that accepts.
+    connections: Arc<AtomicUsize>,
+}
+
+/// One exchange in one of the counts, for as long as it lives.
+pub(crate) struct Gauge {
+    lp: Rc<Loop>,
+    which: usize,
+}
+
+impl Gauge {
+    const RECEIVING: usize = 0;
+    const QUEUED: usize = 1;
+    const IN_FLIGHT: usize = 2;
+    const DELIVERING: usize = 3;
+
+    fn new(lp: &Rc<Loop>, which: usize) -> Gauge {
+        lp.shared.gauges[which].fetch_add(1, Relaxed);
+        Gauge { lp: lp.clone(), which }
+    }
+    pub(crate) fn receiving(lp: &Rc<Loop>) -> Gauge {
+        Gauge::new(lp, Gauge::RECEIVING)
+    }
+    pub(crate) fn queued(lp: &Rc<Loop>) -> Gauge {
+        Gauge::new(lp, Gauge::QUEUED)
+    }
+    pub(crate) fn in_flight(lp: &Rc<Loop>) -> Gauge {
+        Gauge::new(lp, Gauge::IN_FLIGHT)
+    }
+    pub(crate) fn delivering(lp: &Rc<Loop>) -> Gauge {
+        Gauge::new(lp, Gauge::DELIVERING)
+    }
+    pub(crate) fn is_queued(&self) -> bool {
+        self.which == Gauge::QUEUED
+    }
+}
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.lp.shared.gauges[self.which].fetch_sub(1, Relaxed);
+    }
+}
 
 /// What is under way, for the drain's lines and `/status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +214,7 @@ pub struct Counts {
     pub idle: usize,
 }
 
-/// Totals since `drain` was called, for the summary line.
+/// Totals since the drain began, for the summary line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainTotals {
     pub finished: u64,
@@ -31,10 +223,26 @@ pub struct DrainTotals {
     pub cut: u64,
 }
 
-/// The running data path. Cheap to clone; methods may be called from any thread.
+/// The running data path. Cheap to clone; but for `bind`, `open` and `abort` its methods may be
+/// called from any thread.
 #[derive(Clone)]
 pub struct Server {
-    _config: Arc<Config>,
+    shared: Arc<Shared>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    listeners: Mutex<Vec<Listener>>,
+    control: watch::Sender<Phase>,
+    loops: Vec<Remote>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A loop as the accepting one sees it.
+struct Remote {
+    connections: Arc<AtomicUsize>,
+    /// None: the accepting loop itself.
+    inbox: Option<mpsc::UnboundedSender<(Socket, Peer)>>,
 }
 
 impl Server {
@@ -42,42 +250,298 @@ impl Server {
     /// the log writer and, for `threads` beyond the first, the other loops. Must be called inside
     /// the runtime of loop 0, whose thread lives to the end.
     pub fn bind(config: Arc<Config>) -> io::Result<Server> {
-        Ok(Server { _config: config })
+        let listeners = config
+            .listen
+            .iter()
+            .map(|addr| {
+                Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let (shared, control) = (Arc::new(shared(&config)?), watch::Sender::new(Phase::Bound));
+        let mut loops = vec![Remote { connections: Arc::default(), inbox: None }];
+        let mut threads = Vec::new();
+        for n in 1..config.threads {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let connections: Arc<AtomicUsize> = Arc::default();
+            loops.push(Remote { connections: connections.clone(), inbox: Some(sender) });
+            let (shared, phase) = (shared.clone(), control.subscribe());
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("loop-{n}"))
+                    .spawn(move || run_loop(shared, connections, phase, receiver))?,
+            );
+        }
+        let local = start_loop(shared.clone(), loops[0].connections.clone(), control.subscribe());
+        LOCAL.with(|slot| slot.replace(Some(local)));
+        let inner = Inner {
+            listeners: Mutex::new(listeners),
+            control,
+            loops,
+            threads: Mutex::new(threads),
+        };
+        Ok(Server { shared, inner: Arc::new(inner) })
     }
+
     /// Addresses as bound (port 0 resolved), as the boot line shows them.
     pub fn local_addrs(&self) -> Vec<String> {
-        Vec::new()
+        self.listeners().iter().map(Listener::local_addr).collect()
     }
-    /// Listens and accepts.
+
+    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
+        self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens and accepts. On the thread of loop 0.
     pub fn open(&self) -> io::Result<()> {
+        let Some(lp) = LOCAL.with(|slot| slot.borrow().clone()) else {
+            return Err(io::Error::other("the first event loop has ended"));
+        };
+        for listener in self.listeners().iter() {
+            let named = |e: io::Error| {
+                io::Error::new(e.kind(), format!("{}: {e}", listener.local_addr()))
+            };
+            listener.listen().map_err(named)?;
+            let acceptor = listener.register().map_err(named)?;
+            let phase = self.inner.control.subscribe();
+            tokio::task::spawn_local(accept(acceptor, lp.clone(), self.inner.clone(), phase));
+        }
+        self.go(Phase::Open);
         Ok(())
     }
+
     /// The app has answered once: until then (`open-port early`) requests that cannot be delivered
     /// within `connect-retry` are app_starting, later app_unavailable.
-    pub fn app_answered(&self) {}
+    pub fn app_answered(&self) {
+        self.shared.app_answered();
+    }
+
     /// Responses say `Connection: close` from now on; accepting goes on (drain-delay).
-    pub fn announce_close(&self) {}
+    pub fn announce_close(&self) {
+        self.go(Phase::Announced);
+    }
+
     /// Stops accepting; everything accepted is finished.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        self.go(Phase::Draining);
+        self.listeners().clear();
+    }
+
     /// The app has ended and will not come back: what cannot be dispatched is answered 503
     /// (draining or app_unavailable) at once.
-    pub fn app_gone(&self) {}
+    pub fn app_gone(&self) {
+        self.shared.gone.store(true, Relaxed);
+        self.shared.upstreams.wake_line();
+    }
+
     /// Closes connections that are idle (lingering).
-    pub fn close_idle(&self) {}
-    /// Cuts everything that is left, dropping the loops' tasks so that every record is written.
-    pub async fn abort(&self) {}
+    pub fn close_idle(&self) {
+        self.go(Phase::ClosingIdle);
+    }
+
+    /// Cuts everything that is left; every record is written. On the thread of loop 0.
+    pub async fn abort(&self) {
+        self.go(Phase::Aborted);
+        // The tasks of this loop see the phase when they are polled: they run before this one again.
+        while self.inner.loops[0].connections.load(Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        LOCAL.with(|slot| slot.take());
+        let threads = std::mem::take(
+            &mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        for thread in threads {
+            // A loop's panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+
+    fn go(&self, phase: Phase) {
+        self.shared.phase.fetch_max(phase as u8, Relaxed);
+        self.inner.control.send_if_modified(|now| {
+            let moves = *now < phase;
+            *now = phase.max(*now);
+            moves
+        });
+    }
+
     /// Flushes the access log and joins its writer, at most `limit`.
     pub fn close_log(&self, limit: Duration) {
-        let _ = limit;
+        self.shared.log.close(limit);
     }
+
     /// Opens the log file again (USR1).
-    pub fn reopen_log(&self) {}
+    pub fn reopen_log(&self) {
+        self.shared.log.reopen();
+    }
+
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        let connections = self.shared.connections.load(Relaxed);
+        let [receiving, queued, in_flight, delivering] =
+            [0, 1, 2, 3].map(|i| self.shared.gauges[i].load(Relaxed));
+        let busy = receiving + queued + in_flight + delivering;
+        Counts {
+            connections,
+            receiving,
+            queued,
+            in_flight,
+            delivering,
+            idle: connections.saturating_sub(busy),
+        }
     }
+
     pub fn drain_totals(&self) -> DrainTotals {
-        DrainTotals::default()
+        DrainTotals {
+            finished: self.shared.finished.load(Relaxed),
+            delivered_after_app_end: self.shared.delivered.load(Relaxed),
+            refused: self.shared.refused.load(Relaxed),
+            cut: self.shared.cut.load(Relaxed),
+        }
     }
-    /// Ready when nothing is received, queued, in flight or delivered (idle ones do not count).
-    pub async fn quiet(&self) {}
+
+    /// Address, requests in flight and slots of each upstream.
+    pub fn upstreams(&self) -> Vec<(String, usize, Option<usize>)> {
+        self.shared.upstreams.status()
+    }
+
+    pub fn budget(&self) -> &Budget {
+        &self.shared.budget
+    }
+}
+
+thread_local! {
+    /// Loop 0, on the thread that bound the server.
+    static LOCAL: std::cell::RefCell<Option<Rc<Loop>>> = const { std::cell::RefCell::new(None) };
+}
+
+fn shared(config: &Arc<Config>) -> io::Result<Shared> {
+    let log = LogWriter::open(&config.access_log, config.log_backlog)?;
+    let options = FormatOptions {
+        name: &config.log_name,
+        time: config.log_time,
+        query: config.log_query,
+        upstream: &config.upstream,
+    };
+    let format = Format::parse(&config.log_format, options).map_err(io::Error::other)?;
+    Ok(Shared {
+        config: config.clone(),
+        format,
+        skip: Skip::new(&config.log_skip),
+        log,
+        budget: Budget::new(config.memory, config.spool_max, config.spool_dir.clone()),
+        upstreams: Upstreams::new(config),
+        phase: AtomicU8::new(Phase::Bound as u8),
+        answered: AtomicBool::new(false),
+        gone: AtomicBool::new(false),
+        gauges: Default::default(),
+        connections: AtomicUsize::new(0),
+        next_connection: AtomicU64::new(1),
+        finished: AtomicU64::new(0),
+        delivered: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        cut: AtomicU64::new(0),
+        said: AtomicU64::new(0),
+        begun: Instant::now(),
+    })
+}
+
+/// A loop on a thread of its own: takes the connections that it is handed until all is aborted.
+fn run_loop(
+    shared: Arc<Shared>,
+    connections: Arc<AtomicUsize>,
+    mut phase: watch::Receiver<Phase>,
+    mut inbox: mpsc::UnboundedReceiver<(Socket, Peer)>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build_local(Default::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(e) => return tracing::error!("cannot start an event loop: {e}"),
+    };
+    runtime.block_on(async {
+        let lp = start_loop(shared, connections.clone(), phase.clone());
+        loop {
+            tokio::select! {
+                Some((socket, peer)) = inbox.recv() => connection::spawn(&lp, socket, peer),
+                aborted = phase.wait_for(|p| *p == Phase::Aborted) => {
+                    let _ = aborted;
+                    break;
+                }
+            }
+        }
+        while connections.load(Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
+fn start_loop(
+    shared: Arc<Shared>,
+    connections: Arc<AtomicUsize>,
+    mut phase: watch::Receiver<Phase>,
+) -> Rc<Loop> {
+    let lp = Rc::new(Loop { shared, timers: Timers::new(), connections });
+    let timers = lp.timers.clone();
+    tokio::task::spawn_local(async move { timers.run().await });
+    let timers = lp.timers.clone();
+    tokio::task::spawn_local(async move {
+        while phase.changed().await.is_ok() {
+            timers.wake_all();
+        }
+    });
+    if let Some(limit) = lp.shared.config.upstream_keepalive {
+        let shared = lp.shared.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(KEPT_SWEEP).await;
+                shared.upstreams.close_stale(limit);
+            }
+        });
+    }
+    lp
+}
+
+/// Accepts until the drain, then what is left in the backlog: it has been told yes by the kernel.
+async fn accept(
+    acceptor: Acceptor,
+    lp: Rc<Loop>,
+    inner: Arc<Inner>,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let max = lp.shared.config.max_connections;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = phase.wait_for(|p| *p >= Phase::Draining) => break,
+            accepted = std::future::poll_fn(|cx| acceptor.poll_accept(cx)) => accepted,
+        };
+        match accepted {
+            Ok((socket, peer)) => hand_over(&lp, &inner, socket, peer),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(e) => {
+                tracing::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        // Far beyond the limit nobody is even told so: the kernel's backlog holds them.
+        while lp.shared.connections.load(Relaxed) > max + REFUSED_AT_ONCE && !lp.shared.closing() {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+    while let Ok((socket, peer)) = acceptor.try_accept() {
+        hand_over(&lp, &inner, socket, peer);
+    }
+}
+
+/// To the loop with the fewest connections.
+fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
+    METRICS.connections_accepted.add(1);
+    let fewest = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed));
+    match fewest.and_then(|remote| remote.inbox.as_ref()) {
+        None => connection::spawn(lp, socket, peer),
+        // A loop that has ended has been aborted: the connection is closed with the process.
+        Some(inbox) => drop(inbox.send((socket, peer))),
+    }
 }

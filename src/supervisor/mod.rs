@@ -1,1 +1,125 @@
-//! supervisor
+//! The wrapped command: started, signalled and waited for. The lifecycle drives it, from the main
+//! thread, which lives to the end: the child is told of our death when the *thread* that started
+//! it ends (PR_SET_PDEATHSIG).
+//!
+//! There is one reaper, `reap`. It takes the `Child` away when it has its status, so a pid that may
+//! belong to somebody else by now can never be signalled; nothing else may wait for a process.
+
+pub mod exec;
+pub mod probe;
+pub mod signals;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+
+/// The running command.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+}
+
+impl Child {
+    /// Starts `command` through the exec shim (`exec`), with our stdio and environment, and the
+    /// descriptor limit that we were started with (`soft_limit`, None: ours is unchanged).
+    ///
+    /// It shares our process group, so that a signal to the group reaches it as it would without
+    /// us; at a terminal it has its own, so that an interrupt from the keyboard reaches us alone and
+    /// what is in flight can be finished first.
+    ///
+    /// # Errors
+    /// Only when no process can be made. A command that cannot be run is the shim's end, with 127
+    /// or 126.
+    pub fn start(command: &[OsString], soft_limit: Option<u64>) -> io::Result<Child> {
+        let mut shim = Command::new("/proc/self/exe");
+        shim.arg0("bufproxy").args(exec::arguments(soft_limit)).args(command);
+        // systemd's: readiness is ours to report, not the app's.
+        shim.env_remove("NOTIFY_SOCKET");
+        if io::stdin().is_terminal() {
+            shim.process_group(0);
+        }
+        // Dropping std's handle neither waits nor kills.
+        Ok(Child { pid: Pid::from_child(&shim.spawn()?) })
+    }
+
+    /// Sends `signal`. That it has just ended is no error: `reap` will say so.
+    pub fn signal(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(self.pid, signal);
+    }
+}
+
+/// How the command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// The exit code that says the same: 128 and the signal for a killed one, as shells do.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Code(code) => code as u8,
+            Exit::Signal(signal) => 128u8.wrapping_add(signal as u8),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "killed by signal {signal}"),
+        }
+    }
+}
+
+/// Reaps every process that has ended: orphans too, which come to us as PID 1 or as subreaper. To be
+/// called at each SIGCHLD (one signal may stand for several ends). Gives the end of `child`, and
+/// takes it.
+pub fn reap(child: &mut Option<Child>) -> Option<Exit> {
+    let mut ended = None;
+    // Err is ECHILD: there is none left.
+    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if child.as_ref().is_some_and(|child| child.pid == pid) {
+            *child = None;
+            ended = Some(exit(status));
+        }
+    }
+    ended
+}
+
+/// Orphans of the command come to us and not to an init that may not be there. PID 1 gets them
+/// anyway.
+pub fn adopt_orphans() {
+    let us = rustix::process::getpid();
+    if !us.is_init() {
+        // Kernels since 3.4 have it; without it only reaping is lost.
+        let _ = rustix::process::set_child_subreaper(Some(us));
+    }
+}
+
+fn exit(status: WaitStatus) -> Exit {
+    match status.terminating_signal() {
+        Some(signal) => Exit::Signal(signal),
+        None => Exit::Code(status.exit_status().unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_command_gives_128_and_its_signal() {
+        assert_eq!(Exit::Code(3).code(), 3);
+        assert_eq!(Exit::Signal(9).code(), 137);
+        assert_eq!(Exit::Signal(15).code(), 143);
+        assert_eq!(Exit::Signal(9).to_string(), "killed by signal 9");
+        assert_eq!(Exit::Code(3).to_string(), "exit code 3");
+    }
+}

@@ -1,0 +1,328 @@
+//! The log's own thread. Loops push lines into a buffer under a lock held for a memcpy; the thread
+//! writes what has come together, so that a slow reader or disk never slows a client.
+//!
+//! What must stay true: `push` never waits for the destination; a pipe gets whole lines in writes
+//! that the kernel does not mix with those of the app, which shares it; the descriptor's flags, which
+//! are the app's too, are never changed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::config::LogDestination;
+use crate::metrics::METRICS;
+
+/// After the first line the thread waits this long for others: at most 100 wake-ups a second.
+const GATHER: Duration = Duration::from_millis(10);
+/// Largest write to a pipe that is whole or not at all (PIPE_BUF on Linux, pipe(7)).
+const PIPE_WRITE: usize = 4096;
+/// Largest write elsewhere.
+const FILE_WRITE: usize = 64 * 1024;
+/// Longest lines, without their ends.
+const PIPE_MAX_LINE: usize = PIPE_WRITE - 1;
+const FILE_MAX_LINE: usize = 9_899;
+/// Buffer that an idle log keeps.
+const KEEP: usize = 64 * 1024;
+
+/// A log: cheap to clone, used from any thread.
+#[derive(Clone, Debug)]
+pub struct LogWriter {
+    /// None: the log is off.
+    shared: Option<Arc<Shared>>,
+    max_line: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Locked for a memcpy, never during a write.
+    state: Mutex<State>,
+    /// There is something for the thread to do.
+    wake: Condvar,
+    /// Everything is written, or the thread has ended.
+    written: Condvar,
+    /// Bytes that may wait, those of the write under way included.
+    backlog: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<u8>,
+    /// Bytes that the thread is writing.
+    writing: usize,
+    /// Lines lost since the last report of it.
+    lost: u64,
+    /// The thread sleeps: the next line has to wake it.
+    sleeping: bool,
+    /// Somebody waits for `written`: no gathering.
+    hurry: bool,
+    /// Length of `lines` when `reopen` was called: what is before it goes to the old file.
+    reopen: Option<usize>,
+    closed: bool,
+}
+
+impl LogWriter {
+    /// Opens the destination (a file is made with mode 0644 and appended to) and starts its thread.
+    /// `backlog`: bytes that may wait for a slow reader (option `log-backlog`).
+    pub fn open(destination: &LogDestination, backlog: usize) -> io::Result<LogWriter> {
+        match destination {
+            LogDestination::Off => Ok(LogWriter { shared: None, max_line: FILE_MAX_LINE }),
+            LogDestination::Stdout => {
+                let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+                LogWriter::start("access log", File::from(stdout), None, backlog)
+            }
+            LogDestination::File(path) => {
+                LogWriter::start("access log", open(path)?, Some(path.clone()), backlog)
+            }
+        }
+    }
+
+    /// The diagnostics' way to stderr.
+    pub(super) fn stderr(backlog: usize) -> io::Result<LogWriter> {
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        LogWriter::start("diagnostics", File::from(stderr), None, backlog)
+    }
+
+    fn start(
+        name: &'static str,
+        file: File,
+        path: Option<PathBuf>,
+        backlog: usize,
+    ) -> io::Result<LogWriter> {
+        let pipe = file.metadata()?.file_type().is_fifo();
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            written: Condvar::new(),
+            backlog,
+        });
+        let mut thread = Thread {
+            name,
+            shared: shared.clone(),
+            sink: Sink {
+                file,
+                write_size: if pipe { PIPE_WRITE } else { FILE_WRITE },
+                torn: false,
+            },
+            path,
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
+        let max_line = if pipe { PIPE_MAX_LINE } else { FILE_MAX_LINE };
+        Ok(LogWriter { shared: Some(shared), max_line })
+    }
+
+    /// Nothing is written: lines need not be made.
+    pub fn is_off(&self) -> bool {
+        self.shared.is_none()
+    }
+
+    /// Longest line that this destination takes whole, without its line end: 4,095 bytes on a pipe,
+    /// else 9,899 (Heroku cuts at 10,000).
+    pub fn max_line(&self) -> usize {
+        self.max_line
+    }
+
+    /// Adds a line (without its line end). Never waits; beyond the backlog the line is dropped and
+    /// counted.
+    pub fn push(&self, line: &[u8]) {
+        let Some(shared) = &self.shared else { return };
+        let mut state = shared.lock();
+        let waiting = state.lines.len() + state.writing;
+        if state.closed || waiting + line.len() + 1 > shared.backlog {
+            state.lost += 1;
+            METRICS.log_lines_dropped.add(1);
+            return;
+        }
+        state.lines.extend_from_slice(line);
+        state.lines.push(b'\n');
+        if std::mem::take(&mut state.sleeping) {
+            drop(state);
+            shared.wake.notify_one();
+        }
+    }
+
+    /// Opens the file again by its path (USR1, after a rotation). Lines pushed before this call go
+    /// to the old file, lines after it to the new one. If it cannot be opened, the old one stays.
+    pub fn reopen(&self) {
+        let Some(shared) = &self.shared else { return };
+        let mut state = shared.lock();
+        state.reopen = Some(state.lines.len());
+        drop(state);
+        shared.wake.notify_one();
+    }
+
+    /// Writes what is waiting, at most for `limit`. False: something is left.
+    pub fn flush(&self, limit: Duration) -> bool {
+        let Some(shared) = &self.shared else { return true };
+        let mut state = shared.lock();
+        state.hurry = true;
+        shared.wake.notify_one();
+        let (state, _) = shared
+            .written
+            .wait_timeout_while(state, limit, |state| state.hurry)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.hurry
+    }
+
+    /// Takes no more lines, writes what is waiting, at most for `limit` (a stuck reader must not
+    /// hang the exit), and ends the thread. False: something was left.
+    pub fn close(&self, limit: Duration) -> bool {
+        if let Some(shared) = &self.shared {
+            shared.lock().closed = true;
+        }
+        self.flush(limit)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics under this lock, and a log is not worth a second panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread of one log.
+struct Thread {
+    name: &'static str,
+    shared: Arc<Shared>,
+    sink: Sink,
+    path: Option<PathBuf>,
+}
+
+impl Thread {
+    fn run(&mut self) {
+        let shared = self.shared.clone();
+        let mut batch = Vec::new();
+        loop {
+            let mut state = shared.lock();
+            state.writing = 0;
+            if batch.capacity() > KEEP {
+                batch = Vec::with_capacity(KEEP);
+            }
+            batch.clear();
+            while state.lines.is_empty() && state.reopen.is_none() {
+                if std::mem::take(&mut state.hurry) {
+                    shared.written.notify_all();
+                }
+                if state.closed {
+                    return;
+                }
+                state.sleeping = true;
+                state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.sleeping = false;
+            (state, _) = shared
+                .wake
+                .wait_timeout_while(state, GATHER, |state| !state.hurry)
+                .unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut state.lines, &mut batch);
+            state.writing = batch.len();
+            let reopen = state.reopen.take();
+            drop(state);
+            self.write(&batch, reopen);
+        }
+    }
+
+    /// Writes a batch; at `reopen` the file changes.
+    fn write(&mut self, batch: &[u8], reopen: Option<usize>) {
+        let (old, new) = batch.split_at(reopen.unwrap_or(0));
+        let mut failed = self.sink.write_lines(old);
+        if reopen.is_some() {
+            self.reopen();
+        }
+        failed += self.sink.write_lines(new);
+        let mut state = self.shared.lock();
+        if failed > 0 {
+            state.lost += failed;
+            METRICS.log_lines_dropped.add(failed);
+        } else if state.lost > 0 && !batch.is_empty() {
+            let lost = std::mem::take(&mut state.lost);
+            drop(state);
+            tracing::warn!("{}: lines are written again, {lost} were lost", self.name);
+        }
+    }
+
+    fn reopen(&mut self) {
+        let Some(path) = &self.path else { return };
+        match open(path) {
+            Ok(file) => {
+                self.sink.file = file;
+                self.sink.torn = false;
+            }
+            Err(error) => tracing::error!(
+                "{} {}: {error}; going on with the file that was open",
+                self.name,
+                path.display()
+            ),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o644).open(path)
+}
+
+/// The descriptor and how to write to it.
+struct Sink {
+    file: File,
+    /// Largest write.
+    write_size: usize,
+    /// The last write ended inside a line.
+    torn: bool,
+}
+
+impl Sink {
+    /// Writes lines, as many whole ones at once as `write_size` allows. Gives the number of lines
+    /// that could not be written.
+    fn write_lines(&mut self, mut lines: &[u8]) -> u64 {
+        if self.torn && !lines.is_empty() && self.write_all(b"\n").is_err() {
+            return count(lines);
+        }
+        while !lines.is_empty() {
+            let limit = lines.len().min(self.write_size);
+            // A line longer than a write (none of ours is) goes out in pieces.
+            let end = memchr::memrchr(b'\n', &lines[..limit]).map_or(limit, |i| i + 1);
+            if let Err(left) = self.write_all(&lines[..end]) {
+                return count(&lines[end - left..]);
+            }
+            lines = &lines[end..];
+        }
+        0
+    }
+
+    /// Writes all of `bytes`; the error is how many were left.
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), usize> {
+        let mut left = bytes;
+        while let [.., last] = left {
+            match (&self.file).write(left) {
+                Ok(0) => return Err(left.len()),
+                Ok(n) => {
+                    self.torn = n < left.len() || *last != b'\n';
+                    left = &left[n..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else made the shared description non-blocking.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
+                    // Whatever it says, the next write tells.
+                    let _ = poll(&mut fds, None);
+                }
+                // The reader has gone, the disk is full: these lines are lost, later ones may not be.
+                Err(_) => return Err(left.len()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', lines).count() as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,429 @@
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`, and `bufproxy healthcheck`, which
+//! asks it. Started by the lifecycle.
+//!
+//! It has a thread and a runtime of its own and reads atomics only, so that it answers at once
+//! whatever the event loops and the workers do. Nothing of a client's or of the app's is in its
+//! answers: it is safe on any address that only operators reach.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{Empty, Full};
+use hyper::client::conn::http1 as client;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE};
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Builder;
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, Listen};
+use crate::error::Reason;
+use crate::metrics::METRICS;
+use crate::server::Server;
+
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+
+/// For a request head, and for a whole healthcheck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where the process is in its life, as `/readyz` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The port is closed: the app has not answered yet.
+    Starting,
+    Ready,
+    Draining,
+    /// The app ended by itself.
+    AppDown,
+}
+
+impl State {
+    const ALL: [State; 4] = [State::Starting, State::Ready, State::Draining, State::AppDown];
+
+    fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Ready => "ready",
+            State::Draining => "draining",
+            State::AppDown => "app_down",
+        }
+    }
+}
+
+/// The state, set by the lifecycle and read by the admin thread.
+#[derive(Debug)]
+pub struct Health(AtomicU8);
+
+impl Default for Health {
+    fn default() -> Health {
+        Health(AtomicU8::new(State::Starting as u8))
+    }
+}
+
+impl Health {
+    pub fn set(&self, state: State) {
+        self.0.store(state as u8, Relaxed);
+    }
+
+    pub fn get(&self) -> State {
+        State::ALL[usize::from(self.0.load(Relaxed))]
+    }
+}
+
+/// The running listener. Dropping it removes its socket file; its thread ends with the process.
+#[derive(Debug)]
+pub struct Admin {
+    addr: String,
+    socket: Option<PathBuf>,
+}
+
+impl Admin {
+    /// The address as bound (port 0 resolved): `127.0.0.1:9000`, `unix:/tmp/admin.sock`.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+/// Binds and serves. A socket file that nobody listens on any more is replaced.
+///
+/// # Errors
+/// The address is in use, or may not be bound; the text begins with the address.
+pub fn start(
+    listen: &Listen,
+    server: Server,
+    config: Arc<Config>,
+    health: Arc<Health>,
+) -> io::Result<Admin> {
+    let facts = Arc::new(Facts { server, config, health, started: Instant::now() });
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", display(listen)));
+    match listen {
+        Listen::Tcp(addr) => {
+            let socket = TcpListener::bind(addr).map_err(named)?;
+            socket.set_nonblocking(true)?;
+            let addr = socket.local_addr()?.to_string();
+            spawn(|| async move {
+                let socket = tokio::net::TcpListener::from_std(socket)?;
+                accept(async || Ok(socket.accept().await?.0), facts).await
+            })?;
+            Ok(Admin { addr, socket: None })
+        }
+        Listen::Unix(path) => {
+            let socket = bind_unix(path).map_err(named)?;
+            socket.set_nonblocking(true)?;
+            spawn(|| async move {
+                let socket = tokio::net::UnixListener::from_std(socket)?;
+                accept(async || Ok(socket.accept().await?.0), facts).await
+            })?;
+            Ok(Admin { addr: display(listen), socket: Some(path.clone()) })
+        }
+    }
+}
+
+/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`. Err is one line that says
+/// what is wrong.
+pub fn healthcheck(addr: &Listen) -> Result<(), String> {
+    let problem = |e: &dyn std::fmt::Display| format!("{}: {e}", display(addr));
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| problem(&e))?;
+    let answer = async {
+        match addr {
+            Listen::Tcp(addr) => {
+                // Bound to every address means reachable at the local one.
+                let addr = reachable(*addr);
+                let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+                stream.set_nonblocking(true)?;
+                get_readyz(tokio::net::TcpStream::from_std(stream)?).await
+            }
+            Listen::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_nonblocking(true)?;
+                get_readyz(tokio::net::UnixStream::from_std(stream)?).await
+            }
+        }
+    };
+    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await });
+    match answer {
+        Err(_) => Err(problem(&format_args!("no answer within {} s", PATIENCE.as_secs()))),
+        Ok(Err(e)) => Err(problem(&e)),
+        Ok(Ok((StatusCode::OK, _))) => Ok(()),
+        Ok(Ok((status, word))) => Err(problem(&format_args!("{word} ({})", status.as_u16()))),
+    }
+}
+
+async fn get_readyz(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) -> io::Result<(StatusCode, String)> {
+    use http_body_util::BodyExt;
+
+    let request = Request::get("/readyz")
+        .header("host", "localhost")
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let (mut sender, connection) =
+        client::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).trim().to_owned()))
+    };
+    // The connection moves the bytes; it may end with or before the exchange.
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer.map_err(|e: hyper::Error| io::Error::other(e))
+}
+
+/// What the answers are made of.
+struct Facts {
+    server: Server,
+    config: Arc<Config>,
+    health: Arc<Health>,
+    started: Instant,
+}
+
+/// Runs `serve` on a thread of its own, to the end of the process.
+fn spawn<F>(serve: impl FnOnce() -> F + Send + 'static) -> io::Result<()>
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let run = || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(Default::default())?;
+        runtime.block_on(serve())
+    };
+    std::thread::Builder::new().name("admin".into()).spawn(move || {
+        if let Err(e) = run() {
+            tracing::error!("the admin listener ended: {e}");
+        }
+    })?;
+    Ok(())
+}
+
+async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    mut next: impl AsyncFnMut() -> io::Result<S>,
+    facts: Arc<Facts>,
+) -> io::Result<()> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = room.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match next().await {
+            Ok(stream) => stream,
+            Err(_) => {
+                // Out of descriptors, mostly: it passes.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let facts = facts.clone();
+        tokio::task::spawn_local(async move {
+            let answer = service_fn(move |request: Request<_>| {
+                let response = facts.answer(request.method(), request.uri().path());
+                async { Ok::<_, Infallible>(response) }
+            });
+            let _ = server::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+            drop(permit);
+        });
+    }
+}
+
+impl Facts {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        let state = self.health.get();
+        let ready = if state == State::Ready { 200 } else { 503 };
+        let (status, kind, body) = match path {
+            _ if method != Method::GET && method != Method::HEAD => {
+                (405, TEXT, "only GET and HEAD\n".into())
+            }
+            "/healthz" => (200, TEXT, "ok\n".into()),
+            "/readyz" => (ready, TEXT, format!("{}\n", state.name())),
+            "/metrics" => (200, "text/plain; version=0.0.4; charset=utf-8", self.metrics()),
+            "/status" => (200, "application/json", self.status()),
+            _ => (404, TEXT, "/healthz, /readyz, /metrics, /status\n".into()),
+        };
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+        response
+    }
+
+    /// Prometheus text format 0.0.4.
+    fn metrics(&self) -> String {
+        let counts = self.server.counts();
+        let mut text = Exposition(String::with_capacity(4096));
+        let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+        text.family("info", "gauge", "The running version.");
+        text.sample("info", version, 1);
+        text.family("uptime_seconds", "gauge", "Seconds since the start.");
+        text.sample("uptime_seconds", "", self.started.elapsed().as_secs());
+        text.family("ready", "gauge", "1 while /readyz answers 200.");
+        text.sample("ready", "", u64::from(self.health.get() == State::Ready));
+
+        text.family(
+            "requests_total",
+            "counter",
+            "Requests ended, by reason (field end of the log).",
+        );
+        for reason in Reason::ALL {
+            let label = format!("{{reason=\"{}\"}}", reason.name());
+            text.sample("requests_total", &label, METRICS.ends[reason as usize].get());
+        }
+        text.family("responses_total", "counter", "Requests ended, by class of the status.");
+        for class in 1..METRICS.status_class.len() {
+            let label = format!("{{class=\"{class}xx\"}}");
+            text.sample("responses_total", &label, METRICS.status_class[class].get());
+        }
+        let counters = [
+            (
+                "connections_accepted_total",
+                "Client connections accepted.",
+                &METRICS.connections_accepted,
+            ),
+            ("retries_total", "Attempts beyond the first of a request.", &METRICS.retries),
+            (
+                "slots_lost_total",
+                "Slots whose worker did not close within 300 s after its client had left.",
+                &METRICS.slot_lost,
+            ),
+            (
+                "log_lines_dropped_total",
+                "Access log lines dropped because the reader was too slow.",
+                &METRICS.log_lines_dropped,
+            ),
+            (
+                "crossed_close_total",
+                "Requests that crossed the close of an idle connection.",
+                &METRICS.crossed_close,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            text.family(name, "counter", help);
+            text.sample(name, "", counter.get());
+        }
+        text.family("connections", "gauge", "Open client connections.");
+        text.sample("connections", "", METRICS.connections.get());
+        text.family(
+            "connections_idle",
+            "gauge",
+            "Client connections kept alive without a request.",
+        );
+        text.sample("connections_idle", "", counts.idle as u64);
+        text.family("requests", "gauge", "Requests under way, by phase.");
+        let phases = [
+            ("receiving", counts.receiving),
+            ("queued", counts.queued),
+            ("in_flight", counts.in_flight),
+            ("delivering", counts.delivering),
+        ];
+        for (phase, n) in phases {
+            text.sample("requests", &format!("{{phase=\"{phase}\"}}"), n as u64);
+        }
+        text.0
+    }
+
+    fn status(&self) -> String {
+        let counts = self.server.counts();
+        let drain = self.server.drain_totals();
+        let status = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": self.health.get().name(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "connections": { "open": counts.connections, "idle": counts.idle },
+            "requests": {
+                "receiving": counts.receiving,
+                "queued": counts.queued,
+                "in_flight": counts.in_flight,
+                "delivering": counts.delivering,
+            },
+            "drain": {
+                "finished": drain.finished,
+                "delivered_after_app_end": drain.delivered_after_app_end,
+                "refused": drain.refused,
+                "cut": drain.cut,
+            },
+            "budgets": {
+                "memory": self.config.memory,
+                "spool_max": self.config.spool_max,
+            },
+        });
+        format!("{status:#}\n")
+    }
+}
+
+/// A page of metrics, all of them named `bufproxy_…`.
+struct Exposition(String);
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "# HELP bufproxy_{name} {help}\n# TYPE bufproxy_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: u64) {
+        let _ = writeln!(self.0, "bufproxy_{name}{labels} {value}");
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
+/// The socket file of a process that has ended: nobody listens. Not another kind of file.
+fn is_dead(path: &Path) -> bool {
+    matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+        && std::fs::symlink_metadata(path)
+            .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()))
+}
+
+/// The address to ask when a listener is bound to `addr`.
+fn reachable(mut addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() {
+        addr.set_ip(match addr {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    addr
+}
+
+fn display(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(addr) => addr.to_string(),
+        Listen::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

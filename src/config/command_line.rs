@@ -1,0 +1,177 @@
+//! The command line: clap's builder is fed from the table, and its errors are said in our own words.
+//! Called by `config::parse_args`. Values stay text here; `resolve` parses them.
+
+use std::ffi::OsString;
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::resolve::Flags;
+use super::settings::{Opt, table};
+use super::value::any_of;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(super) enum Typed {
+    Run(Flags, Vec<OsString>),
+    Check(Flags, Vec<OsString>),
+    Demo,
+    /// Flags, and `--timeout`.
+    Healthcheck(Flags, String),
+    Help(String),
+    Version,
+}
+
+const SUBCOMMANDS: &[&str] = &["check", "demo", "healthcheck"];
+
+const USAGE: &str = "bufproxy [OPTIONS] [-- COMMAND...]
+       bufproxy check [OPTIONS] [-- COMMAND...]
+       bufproxy healthcheck [--admin ADDRESS] [--timeout TIME]
+       bufproxy demo";
+
+const AFTER: &str = "\
+An option NAME is also the variable BUFPROXY_NAME and a key of bufproxy.toml; the flag wins, then the
+variable, then the file. Sizes are 64k, 100m, 1g; times are 500ms, 30s, 5m; off is off. Several values:
+repeat the flag, or put commas between them. In [ ]: the default.
+
+  bufproxy --upstream unix:/tmp/app.sock -- gunicorn --bind unix:/tmp/app.sock app.wsgi";
+
+/// Reads the arguments, program name not included.
+pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
+    let separator = args.iter().position(|arg| arg == "--");
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp => return Ok(Typed::Help(error.render().to_string())),
+            ErrorKind::DisplayVersion => return Ok(Typed::Version),
+            _ => return Err(explain(&error)),
+        },
+    };
+    let wrapped = |matches: &ArgMatches| -> Result<Vec<OsString>, String> {
+        let words: Vec<OsString> =
+            matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default();
+        match words.first() {
+            None if separator.is_some() => {
+                Err("no command follows --: write it, or leave out --".to_owned())
+            }
+            Some(first) if first.to_string_lossy().starts_with('-') => Err(format!(
+                "the command after -- begins with {first:?}: write options before --, the program after it"
+            )),
+            _ => Ok(words),
+        }
+    };
+    match matches.subcommand() {
+        None => Ok(Typed::Run(flags(&matches), wrapped(&matches)?)),
+        Some(("check", check)) => Ok(Typed::Check(flags(check), wrapped(check)?)),
+        Some(("healthcheck", healthcheck)) => {
+            let timeout = healthcheck.get_one::<String>("timeout");
+            Ok(Typed::Healthcheck(flags(healthcheck), timeout.map_or("2s", |text| text).to_owned()))
+        }
+        Some(_) => Ok(Typed::Demo),
+    }
+}
+
+fn command() -> Command {
+    let wrapped = || {
+        Arg::new("command")
+            .value_name("COMMAND")
+            .last(true)
+            .num_args(1..)
+            .value_parser(clap::value_parser!(OsString))
+            .hide(true)
+    };
+    let named = |names: &'static [&str]| {
+        table().iter().filter(|opt| names.contains(&opt.name)).map(argument)
+    };
+    let timeout = Arg::new("timeout").long("timeout").value_name("TIME");
+    Command::new("bufproxy")
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .override_usage(USAGE)
+        .after_help(AFTER)
+        .term_width(100)
+        .no_binary_name(true)
+        .disable_help_subcommand(true)
+        .args_conflicts_with_subcommands(true)
+        .args(table().iter().map(argument))
+        .arg(wrapped())
+        .subcommand(
+            Command::new("check")
+                .about("Print what the configuration comes to, and where each value is from")
+                .args(table().iter().map(argument))
+                .arg(wrapped()),
+        )
+        .subcommand(
+            Command::new("healthcheck")
+                .about("Ask the admin listener of a running bufproxy; exit code 0 or 1")
+                .args(named(&["admin", "config"]))
+                .arg(timeout.help("Longest wait for the answer [2s]")),
+        )
+        .subcommand(Command::new("demo").about("Show what it does, with an app of its own"))
+}
+
+fn argument(opt: &'static Opt) -> Arg {
+    let default = opt.default_text();
+    let short = match opt.default {
+        "" => opt.short.to_owned(),
+        _ => format!("{} [{default}]", opt.short),
+    };
+    let long = format!("{}\n\n{}\n\nDefault: {default}", opt.short, opt.long);
+    Arg::new(opt.name)
+        .long(opt.name)
+        .visible_aliases(opt.alias)
+        .value_name(opt.value)
+        .help_heading(opt.group)
+        .help(StyledStr::from(short))
+        .long_help(StyledStr::from(long))
+        .allow_negative_numbers(true)
+        // Given twice is an error of ours, which can name both values.
+        .action(ArgAction::Append)
+}
+
+fn flags(matches: &ArgMatches) -> Flags {
+    table()
+        .iter()
+        .filter_map(|opt| {
+            let texts = matches.try_get_many::<String>(opt.name).ok()??;
+            Some((opt.name, texts.cloned().collect()))
+        })
+        .collect()
+}
+
+/// clap's error in one line.
+fn explain(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    let argument = context(ContextKind::InvalidArg).or(context(ContextKind::InvalidSubcommand));
+    let argument = argument.unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand if argument.starts_with('-') => {
+            let names = table().iter().flat_map(|opt| [Some(opt.name), opt.alias]).flatten();
+            let near = super::resolve::did_you_mean(argument.trim_start_matches('-'), names);
+            let near = near.replace("did you mean ", "did you mean --");
+            format!("{argument} is not an option{near}")
+        }
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => format!(
+            "{argument:?} is not a subcommand ({}): write a command to wrap after --",
+            any_of(SUBCOMMANDS)
+        ),
+        ErrorKind::ArgumentConflict => {
+            "a subcommand comes first: write bufproxy check [OPTIONS]".to_owned()
+        }
+        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
+        ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
+            format!("{argument} has no value")
+        }
+        // What is left has no wording of its own: clap's first line.
+        _ => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            line.strip_prefix("error: ").unwrap_or(line).to_owned()
+        }
+    }
+}

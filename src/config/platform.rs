@@ -1,0 +1,133 @@
+//! What the surroundings say: the platform (from its environment variables), the cgroup's memory
+//! limit, the descriptor limit. `settings` makes defaults of it. Pure functions of what is passed in,
+//! so that tests use fakes; only `nofile` and `raise_nofile` ask the kernel.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Where we run, as far as it changes a default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    Heroku,
+    Fly,
+    CloudRun,
+    Render,
+    Ecs,
+    Kubernetes,
+}
+
+impl Platform {
+    /// The first that is recognised; Kubernetes last, because others run on it and say so.
+    pub fn detect(env: &BTreeMap<String, String>) -> Option<Platform> {
+        use Platform::*;
+        [Heroku, Fly, CloudRun, Render, Ecs, Kubernetes]
+            .into_iter()
+            .find(|platform| env.contains_key(platform.variable()))
+    }
+
+    /// The variable that gives the platform away.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Platform::Heroku => "DYNO",
+            Platform::Fly => "FLY_APP_NAME",
+            Platform::CloudRun => "K_SERVICE",
+            Platform::Render => "RENDER",
+            Platform::Ecs => "ECS_CONTAINER_METADATA_URI_V4",
+            Platform::Kubernetes => "KUBERNETES_SERVICE_HOST",
+        }
+    }
+
+    /// A little less than the time from its stop signal to its SIGKILL (30 s on Heroku, Kubernetes,
+    /// Render and ECS, 10 s on Cloud Run, 5 s on Fly).
+    pub fn drain_timeout(self) -> Duration {
+        Duration::from_secs(match self {
+            Platform::Heroku | Platform::Kubernetes | Platform::Render | Platform::Ecs => 25,
+            Platform::CloudRun => 8,
+            Platform::Fly => 4,
+        })
+    }
+
+    /// Longer than the front keeps an idle connection: 90 s (Heroku), 600 s (Google), 120 s (Render).
+    pub fn client_keepalive(self) -> Option<Duration> {
+        match self {
+            Platform::Heroku => Some(Duration::from_secs(95)),
+            Platform::CloudRun => Some(Duration::from_secs(620)),
+            Platform::Render => Some(Duration::from_secs(150)),
+            _ => None,
+        }
+    }
+}
+
+/// Reads a whole file. Everything that `config` reads comes through one of these.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> std::io::Result<Vec<u8>>;
+
+/// The memory that our cgroup, and those around it, may have; None without a limit.
+pub fn memory_limit(read: ReadFile<'_>) -> Option<u64> {
+    /// "No limit" of v1 is a number near 2^63; no container has more than this.
+    const NO_LIMIT: u64 = 1 << 40;
+    let text = |path: &str| String::from_utf8(read(Path::new(path)).ok()?).ok();
+
+    let membership = text("/proc/self/cgroup")?;
+    let mut limits = Vec::new();
+    for line in membership.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let path = path.trim_end_matches('/');
+        if controllers.is_empty() {
+            // v2: every level may have a limit, the smallest counts. Inside a cgroup namespace the
+            // path is `/`, and the container's own group is the mount's root.
+            for level in Path::new(&format!("{path}/")).ancestors() {
+                let level = level.to_string_lossy();
+                let file = format!("/sys/fs/cgroup{}/memory.max", level.trim_end_matches('/'));
+                limits.extend(text(&file).and_then(|limit| limit.trim().parse::<u64>().ok()));
+            }
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            // v1: the path is the host's; a container sees its own group as the mount's root. The
+            // limits of the groups around it are in `hierarchical_memory_limit`.
+            const ROOT: &str = "/sys/fs/cgroup/memory";
+            let named = format!("{ROOT}{path}");
+            let limit = |group: &str| text(&format!("{group}/memory.limit_in_bytes"));
+            let group = if limit(&named).is_some() { named.as_str() } else { ROOT };
+            limits.extend(limit(group).and_then(|limit| limit.trim().parse::<u64>().ok()));
+            let stat = text(&format!("{group}/memory.stat")).unwrap_or_default();
+            limits.extend(stat.lines().find_map(|line| {
+                line.strip_prefix("hierarchical_memory_limit ")?.trim().parse::<u64>().ok()
+            }));
+        }
+    }
+    limits.into_iter().min().filter(|limit| *limit <= NO_LIMIT)
+}
+
+/// How many connections `nofile` descriptors carry: a client, an upstream and a spool file each, 64
+/// kept for the rest.
+pub fn max_connections(nofile: u64) -> usize {
+    usize::try_from(nofile.saturating_sub(64) / 3).unwrap_or(usize::MAX)
+}
+
+/// The limit of open descriptors as inherited (the child is given it), and the one that
+/// `raise_nofile` reaches.
+pub fn nofile() -> (u64, u64) {
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.current.unwrap_or(u64::MAX);
+    (soft, limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Raises the soft limit of open descriptors to the hard one; gives what is in force then.
+pub fn raise_nofile() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    // Raising to the hard limit needs no privilege; should it fail all the same, the old one holds.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    nofile().0
+}
+
+/// Whether files of `dir` are kept in memory (tmpfs, ramfs): what is spilled there counts against the
+/// memory limit. Fails when the directory cannot be looked at.
+pub fn in_memory(dir: &Path) -> std::io::Result<bool> {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    let kind = rustix::fs::statfs(dir)?.f_type as u64 & 0xffff_ffff;
+    Ok(kind == TMPFS || kind == RAMFS)
+}

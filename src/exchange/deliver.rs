@@ -1,0 +1,411 @@
+//! Taking the response off the worker at once and giving it to the client at the client's pace, as
+//! nginx's event pipe does it: the client first; what it does not take now goes into the spool; the
+//! worker is never paced by the client below the disk budget.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::{Answer, Exchange, Next, client_head, reply};
+use crate::error::Reason;
+use crate::http1::{Chunked, ResponseBody, Version, chunk_head};
+use crate::net::Stream;
+use crate::scratch::{Filled, Scratch};
+use crate::server::Gauge;
+use crate::server::connection::Conn;
+use crate::spool::{Spool, SpoolLimits};
+use crate::upstream::Slot;
+use client_head::{ClientHead, Framing};
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// Reads of one response before other connections of the loop have their turn.
+const TURN: u32 = 16;
+/// Bytes of a file that are read for one write to the client.
+const FILE_READ: usize = 64 * 1024;
+
+/// Delivers the response whose head has been parsed into `x.response`.
+pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Result<Next, Reason> {
+    x.record.upstream_status = x.response.status;
+    x.record.stream = x.response.stream;
+    let mut pump = Pump::new(c, x, answer);
+    if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
+        if x.response.stream {
+            pump.framing = Framing::Close;
+        } else {
+            // An HTTP/1.0 client could not tell a cut from an end: the whole first, then its length.
+            let collected = poll_fn(|cx| pump.poll_collect(c, x, cx)).await;
+            if let Err(reason) = collected {
+                pump.leave(x);
+                return Err(reason);
+            }
+            pump.framing = Framing::Length(pump.spool.unread());
+        }
+    }
+    let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
+    pump.head = std::mem::take(&mut x.forwarded.bytes);
+    pump.head.clear();
+    let with = ClientHead {
+        version: x.record.head.version,
+        framing: pump.framing,
+        keep_alive,
+        date: &reply::date_now(),
+    };
+    client_head::write(&mut pump.head, &x.response, &with);
+    if x.lp.shared.format.wants_response_head() {
+        x.record.response_head.extend_from_slice(&pump.head);
+    }
+    let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
+    pump.leave(x);
+    delivered?;
+    Ok(if keep_alive { Next::KeepAlive } else { Next::Close })
+}
+
+/// How the app's body ends.
+enum Incoming {
+    Length(u64),
+    Chunked(Chunked),
+    Close,
+}
+
+/// One response on its way from the worker to the client.
+struct Pump {
+    /// None: the worker is done.
+    upstream: Option<(Stream, Slot)>,
+    incoming: Incoming,
+    framing: Framing,
+    /// The head for the client, and how much of it the kernel took.
+    head: Vec<u8>,
+    head_sent: usize,
+    /// What came from the app in one read with its head.
+    rest: Option<Filled>,
+    /// What the client has not taken, framed as it goes to the client.
+    spool: Spool,
+    /// Bytes of the body that the kernel took for the client.
+    sent: u64,
+    /// Payload bytes from the app.
+    received: u64,
+    keep_upstream: bool,
+    /// The response is not whole: why.
+    cut: Option<Reason>,
+    client_gone: bool,
+    /// Since when the client takes nothing, and what it had not acknowledged then.
+    client_stalled: Option<(Instant, u64)>,
+    /// Since when the app says nothing, though it could.
+    app_silent: Option<Instant>,
+}
+
+impl Pump {
+    fn new(c: &Conn, x: &Exchange, answer: Answer) -> Pump {
+        let config = c.config();
+        let (incoming, framing) = match x.response.body {
+            ResponseBody::None => (Incoming::Length(0), Framing::None(x.response.content_length)),
+            ResponseBody::Length(n) => (Incoming::Length(n), Framing::Length(n)),
+            ResponseBody::Chunked => (Incoming::Chunked(Chunked::default()), Framing::Chunked),
+            ResponseBody::Close => (Incoming::Close, Framing::Chunked),
+        };
+        let limits = SpoolLimits {
+            memory: config.response_memory,
+            // A stream is never put on disk: a slow reader of it paces the app.
+            disk: if x.response.stream { 0 } else { config.response_spool_max },
+            replay: false,
+        };
+        Pump {
+            upstream: Some((answer.stream, answer.slot)),
+            incoming,
+            framing,
+            head: Vec::new(),
+            head_sent: 0,
+            rest: Some(answer.rest),
+            spool: Spool::new(&x.lp.shared.budget, limits),
+            sent: 0,
+            received: 0,
+            keep_upstream: answer.in_step
+                && x.response.keep_alive
+                && config.upstream_keepalive.is_some(),
+            cut: None,
+            client_gone: false,
+            client_stalled: None,
+            app_silent: None,
+        }
+    }
+
+    /// Write what the client takes, read what the app has, until neither moves.
+    fn poll(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        if let Some(mut rest) = self.rest.take() {
+            // All of a small response goes out in this one write.
+            self.feed(c, x, cx, rest.bytes_mut());
+        }
+        for _ in 0..TURN {
+            let moved = self.send(c, cx) | self.fetch(c, x, cx);
+            if self.head_sent > 0 {
+                x.record.status = x.response.status;
+            }
+            if self.client_gone {
+                return Poll::Ready(Err(Reason::ClientGone));
+            }
+            if let Some(reason) = self.cut
+                && self.head_sent == 0
+            {
+                // Nothing is with the client: it gets a clean answer (invariant 6).
+                return Poll::Ready(Err(clean(reason)));
+            }
+            if self.upstream.is_none() && self.all_sent() {
+                return Poll::Ready(self.cut.map_or(Ok(()), Err));
+            }
+            if !moved {
+                return self.wait(c, x, cx);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Everything into the spool, nothing to the client yet.
+    fn poll_collect(
+        &mut self,
+        c: &Conn,
+        x: &mut Exchange,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Reason>> {
+        self.framing = Framing::Length(0);
+        if let Some(mut rest) = self.rest.take() {
+            self.feed(c, x, cx, rest.bytes_mut());
+        }
+        for _ in 0..TURN {
+            let moved = self.fetch(c, x, cx);
+            if let Some(reason) = self.cut {
+                return Poll::Ready(Err(clean(reason)));
+            }
+            if self.upstream.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.spool.blocked() {
+                return Poll::Ready(Err(Reason::SpoolFull));
+            }
+            if !moved {
+                return self.wait(c, x, cx);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn all_sent(&self) -> bool {
+        self.head_sent == self.head.len() && self.spool.unread() == 0
+    }
+
+    /// Gives the client what waits for it. True: something moved.
+    fn send(&mut self, c: &Conn, cx: &mut Context<'_>) -> bool {
+        if self.all_sent() || c.stream.poll_writable(cx).is_pending() {
+            return false;
+        }
+        let data = match self.spool.poll_data(cx, FILE_READ) {
+            Poll::Ready(Ok(data)) => data,
+            Poll::Ready(Err(error)) => {
+                tracing::error!("a response could not be read back: {error} (spool-dir)");
+                self.cut = Some(Reason::Internal);
+                self.client_gone = self.head_sent > 0;
+                return true;
+            }
+            Poll::Pending => return false,
+        };
+        let slices = [IoSlice::new(&self.head[self.head_sent..]), IoSlice::new(data)];
+        let written = c.stream.poll_write(cx, &slices);
+        self.took(written).is_some()
+    }
+
+    /// Counts what the kernel took of the head and of what comes behind it: bytes of the latter.
+    fn took(&mut self, written: Poll<io::Result<usize>>) -> Option<usize> {
+        match written {
+            Poll::Ready(Ok(n)) => {
+                let of_head = n.min(self.head.len() - self.head_sent);
+                self.head_sent += of_head;
+                let behind = n - of_head;
+                self.sent += behind as u64;
+                let from_spool = behind.min(usize::try_from(self.spool.unread()).unwrap_or(behind));
+                self.spool.consume(from_spool);
+                self.client_stalled = None;
+                Some(behind)
+            }
+            Poll::Ready(Err(_)) => {
+                self.client_gone = true;
+                None
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    /// Takes what the app has. True: something moved.
+    fn fetch(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
+        if self.upstream.is_none() {
+            return false;
+        }
+        match self.spool.poll_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => {
+                tracing::error!("a response could not be kept: {error} (spool-dir, spool-max)");
+                self.end_upstream(x, Some(Reason::Internal));
+                return true;
+            }
+            Poll::Pending => {
+                x.record.paced |= self.spool.blocked() && !x.record.stream;
+                self.app_silent = None;
+                return false;
+            }
+        }
+        let mut buf = Scratch::take();
+        let read = match &self.upstream {
+            Some((stream, _)) => stream.poll_read(cx, &mut buf),
+            None => return false,
+        };
+        match read {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(0)) if matches!(self.incoming, Incoming::Close) => {
+                self.end_upstream(x, None);
+                if self.framing == Framing::Chunked {
+                    self.pass(c, cx, &[LAST_CHUNK]);
+                }
+            }
+            // ECONNRESET is a cut also where a close would have been the end (invariant 6).
+            Poll::Ready(Ok(0) | Err(_)) => self.end_upstream(x, Some(Reason::Truncated)),
+            Poll::Ready(Ok(n)) => self.feed(c, x, cx, &mut buf[..n]),
+        }
+        self.app_silent = None;
+        true
+    }
+
+    /// Decodes what came from the app and passes it on.
+    fn feed(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
+        let (payload, used, done) = match &mut self.incoming {
+            Incoming::Length(left) => {
+                let n = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= n as u64;
+                (n, n, *left == 0)
+            }
+            Incoming::Chunked(chunked) => match chunked.decode(buf) {
+                Ok(d) => (d.payload, d.consumed, d.done),
+                Err(violation) => {
+                    tracing::warn!("the app's response was cut: {}", violation.rule);
+                    return self.end_upstream(x, Some(Reason::Truncated));
+                }
+            },
+            Incoming::Close => (buf.len(), buf.len(), false),
+        };
+        self.received += payload as u64;
+        // Bytes behind the end of the message are nobody's.
+        self.keep_upstream &= used == buf.len();
+        if done {
+            // Before the client gets anything: gunicorn holds the worker until we close.
+            self.end_upstream(x, None);
+        }
+        let payload = &buf[..payload];
+        if self.framing != Framing::Chunked {
+            return self.pass(c, cx, &[payload]);
+        }
+        let mut size = [0; 18];
+        let (size, crlf): (&[u8], &[u8]) = match payload.len() {
+            0 => (&[], &[]),
+            n => (chunk_head(n, &mut size), b"\r\n"),
+        };
+        self.pass(c, cx, &[size, payload, crlf, if done { LAST_CHUNK } else { &[] }]);
+    }
+
+    /// To the client what it takes now, the rest into the spool.
+    fn pass(&mut self, c: &Conn, cx: &mut Context<'_>, parts: &[&[u8]]) {
+        let mut taken = 0;
+        // While an HTTP/1.0 response is collected there is no head yet, and nothing may go out.
+        if self.spool.unread() == 0 && !self.head.is_empty() {
+            let mut slices = [IoSlice::new(&[]); 5];
+            slices[0] = IoSlice::new(&self.head[self.head_sent..]);
+            for (slice, part) in slices[1..].iter_mut().zip(parts) {
+                *slice = IoSlice::new(part);
+            }
+            if slices.iter().all(|s| s.is_empty()) {
+                return;
+            }
+            let written = c.stream.poll_write(cx, &slices[..=parts.len()]);
+            taken = self.took(written).unwrap_or(0);
+        }
+        for part in parts {
+            let skip = taken.min(part.len());
+            taken -= skip;
+            if skip < part.len() {
+                self.spool.push(&part[skip..]);
+            }
+        }
+    }
+
+    /// The worker is done, or its response was cut. Closing at once is what sets it free.
+    fn end_upstream(&mut self, x: &mut Exchange, cut: Option<Reason>) {
+        self.cut = self.cut.or(cut);
+        if let Some((stream, slot)) = self.upstream.take() {
+            match (self.keep_upstream, self.cut) {
+                (true, None) => slot.keep(stream),
+                _ => drop(stream),
+            }
+        }
+        x.marks.app_done = Some(Instant::now());
+        x.enter(Gauge::delivering(&x.lp));
+    }
+
+    /// Neither side moves: whose turn is it, and how long may it take?
+    fn wait(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        if !self.all_sent() && !self.head.is_empty() {
+            // The kernel takes megabytes at once, so what counts is what the client acknowledges.
+            let (since, unsent) =
+                *self.client_stalled.get_or_insert_with(|| (now, c.stream.unsent()));
+            let mut due = since + c.config().send_timeout;
+            if now >= due {
+                let left = c.stream.unsent();
+                if left == unsent {
+                    return Poll::Ready(Err(Reason::SendTimeout));
+                }
+                self.client_stalled = Some((now, left));
+                due = now + c.config().send_timeout;
+            }
+            next = Some(due);
+        }
+        if self.upstream.is_some() {
+            if !self.spool.blocked() {
+                let due = *self.app_silent.get_or_insert(now) + c.config().app_idle_timeout;
+                if now >= due {
+                    let reason = Reason::AppIdleTimeout;
+                    let reason = if self.head_sent == 0 { clean(reason) } else { reason };
+                    return Poll::Ready(Err(reason));
+                }
+                next = Some(next.map_or(due, |n| n.min(due)));
+            }
+            if let Poll::Ready(reason) = x.poll_client_left(c, cx) {
+                return Poll::Ready(Err(reason));
+            }
+        }
+        match next {
+            Some(due) => c.timer.set_at(due),
+            None => c.timer.clear(),
+        }
+        Poll::Pending
+    }
+
+    /// What the record says of it; a worker that still writes is left to a task of its own.
+    fn leave(mut self, x: &mut Exchange) {
+        x.record.bytes_sent += self.head_sent as u64 + self.sent;
+        x.record.body_bytes_sent = self.sent;
+        x.record.upstream_bytes_received = self.received;
+        x.forwarded.bytes = std::mem::take(&mut self.head);
+        if let Some((stream, slot)) = self.upstream.take() {
+            x.abandon(stream, slot, x.record.stream, self.received);
+        }
+    }
+}
+
+/// The reason for a response that failed before the client got any of it.
+fn clean(reason: Reason) -> Reason {
+    match reason {
+        Reason::AppIdleTimeout => Reason::AppTimeout,
+        Reason::Internal => Reason::Internal,
+        _ => Reason::ResetBeforeResponse,
+    }
+}

@@ -1,0 +1,231 @@
+//! Taking the request off the client: the head, then the whole body into the spool. Nothing of it
+//! goes to the app before it is complete (invariant 1).
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use super::Exchange;
+use crate::error::Reason;
+use crate::http1::{Chunked, Limits, RequestBody};
+use crate::scratch::{Filled, Scratch};
+use crate::server::connection::Conn;
+
+/// A body may be as slow as it likes for this long before `body-min-rate` counts.
+const RATE_GRACE: Duration = Duration::from_secs(30);
+/// Bytes of one body that are taken before other connections of the loop have their turn.
+const TURN: usize = 1024 * 1024;
+
+/// Receives and parses one head into the record. What came behind it stays in `x.input`.
+pub(super) async fn head(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<(), Reason> {
+    let config = c.config();
+    let limits = Limits { head: config.max_head, fields: config.max_fields };
+    // The whole head has one deadline: a byte now and then does not move it.
+    c.timer.set_at(x.marks.started + config.header_timeout);
+    if let Some(first) = first {
+        if x.input.is_empty() {
+            // The usual case: the head is parsed where it was read.
+            if let Some(used) = parse(x, first.bytes(), &limits)? {
+                x.input.extend_from_slice(&first.bytes()[used..]);
+                return Ok(());
+            }
+        }
+        x.input.extend_from_slice(first.bytes());
+    }
+    loop {
+        if !x.input.is_empty() {
+            let input = std::mem::take(&mut x.input);
+            let parsed = parse(x, &input, &limits);
+            x.input = input;
+            if let Some(used) = parsed? {
+                x.input.drain(..used);
+                return Ok(());
+            }
+        }
+        poll_fn(|cx| {
+            let mut buf = Scratch::take();
+            match c.stream.poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    x.input.extend_from_slice(&buf[..n]);
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(_) => Poll::Ready(Err(client_gone(x))),
+                Poll::Pending if c.timer.expired() => {
+                    remember_partial(x);
+                    Poll::Ready(Err(Reason::HeaderTimeout))
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await?;
+    }
+}
+
+fn parse(x: &mut Exchange, input: &[u8], limits: &Limits) -> Result<Option<usize>, Reason> {
+    match x.record.head.parse(input, limits) {
+        Ok(Some(used)) => {
+            x.record.request_length = used as u64;
+            Ok(Some(used))
+        }
+        Ok(None) => Ok(None),
+        Err(violation) => {
+            x.record.request_length = input.len() as u64;
+            tracing::debug!("refused a request: {}", violation.rule);
+            Err(violation.reason)
+        }
+    }
+}
+
+fn client_gone(x: &mut Exchange) -> Reason {
+    remember_partial(x);
+    Reason::ClientGone
+}
+
+/// The record of a head that never became whole shows what came of it.
+fn remember_partial(x: &mut Exchange) {
+    x.record.request_length = x.input.len() as u64;
+    x.record.head.salvage(&x.input);
+}
+
+/// Receives the body into the spool, `100 Continue` first if it was asked for.
+pub(super) async fn body(c: &Conn, x: &mut Exchange) -> Result<(), Reason> {
+    let framing = x.record.head.body;
+    if framing != RequestBody::None {
+        if x.record.head.expect_continue && x.input.is_empty() {
+            c.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        receive(c, x, framing).await?;
+    }
+    c.timer.clear();
+    let now = Instant::now();
+    x.marks.received = Some(now);
+    let length = (framing != RequestBody::None).then(|| x.body.len());
+    let receive_ms = now.duration_since(x.marks.started).as_millis() as u64;
+    let started_ms = super::unix_ms(x.record.time);
+    // A head without a body is received when it has come: nothing to move X-Request-Start by.
+    let moved = if length.is_some() { receive_ms } else { 0 };
+    x.forwarded.finish(moved, started_ms + receive_ms, length);
+    Ok(())
+}
+
+async fn receive(c: &Conn, x: &mut Exchange, framing: RequestBody) -> Result<(), Reason> {
+    let mut decoder = match framing {
+        RequestBody::Length(n) => Decoder::Length(n),
+        RequestBody::Chunked => Decoder::Chunked(Chunked::default()),
+        RequestBody::None => return Ok(()),
+    };
+    let config = c.config();
+    let begun = Instant::now();
+    c.timer.set(config.body_timeout);
+    // What came with the head, at most a scratch buffer at a time.
+    let mut input = std::mem::take(&mut x.input);
+    let mut used = 0;
+    let mut done = decoder.is_done();
+    while !done && used < input.len() {
+        spool_ready(x).await?;
+        let end = input.len().min(used + crate::scratch::SIZE);
+        let (n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
+        used += n;
+        done = complete;
+    }
+    input.drain(..used);
+    x.input = input;
+    while !done {
+        done = poll_fn(|cx| {
+            let mut turn = 0;
+            loop {
+                if let Err(e) = ready!(x.body.poll_ready(cx)) {
+                    return Poll::Ready(Err(spool_failed(&e)));
+                }
+                let mut buf = Scratch::take();
+                let n = match c.stream.poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(n)) if n > 0 => n,
+                    Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientGone)),
+                    Poll::Pending if c.timer.expired() => {
+                        return Poll::Ready(Err(Reason::BodyTimeout));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                };
+                let (used, complete) = match take(x, &mut decoder, &mut buf[..n], config.max_body) {
+                    Ok(taken) => taken,
+                    Err(reason) => return Poll::Ready(Err(reason)),
+                };
+                if complete {
+                    x.input.extend_from_slice(&buf[used..n]);
+                    return Poll::Ready(Ok(true));
+                }
+                c.timer.set(config.body_timeout);
+                if too_slow(config.body_min_rate, begun, x.record.request_length) {
+                    return Poll::Ready(Err(Reason::BodyTimeout));
+                }
+                turn += n;
+                if turn >= TURN {
+                    return Poll::Ready(Ok(false));
+                }
+            }
+        })
+        .await?;
+        if !done {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// How the bytes of the connection become the bytes of the body.
+enum Decoder {
+    Length(u64),
+    Chunked(Chunked),
+}
+
+impl Decoder {
+    fn is_done(&self) -> bool {
+        matches!(self, Decoder::Length(0))
+    }
+}
+
+/// Puts the body's part of `buf` into the spool: bytes used, and whether the body is complete.
+fn take(
+    x: &mut Exchange,
+    decoder: &mut Decoder,
+    buf: &mut [u8],
+    max_body: u64,
+) -> Result<(usize, bool), Reason> {
+    let (payload, used, done) = match decoder {
+        Decoder::Length(left) => {
+            let n = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= n as u64;
+            (n, n, *left == 0)
+        }
+        Decoder::Chunked(chunked) => match chunked.decode(buf) {
+            Ok(d) => (d.payload, d.consumed, d.done),
+            Err(violation) => {
+                tracing::debug!("refused a request body: {}", violation.rule);
+                return Err(violation.reason);
+            }
+        },
+    };
+    x.record.request_length += used as u64;
+    if x.body.len() + payload as u64 > max_body {
+        return Err(Reason::BodyTooLarge);
+    }
+    if payload > 0 {
+        x.body.push(&buf[..payload]);
+    }
+    Ok((used, done))
+}
+
+fn too_slow(min_rate: Option<u64>, begun: Instant, received: u64) -> bool {
+    let elapsed = begun.elapsed();
+    min_rate.is_some_and(|rate| elapsed > RATE_GRACE && received < rate * elapsed.as_secs())
+}
+
+async fn spool_ready(x: &mut Exchange) -> Result<(), Reason> {
+    poll_fn(|cx: &mut Context<'_>| x.body.poll_ready(cx)).await.map_err(|e| spool_failed(&e))
+}
+
+fn spool_failed(error: &io::Error) -> Reason {
+    tracing::warn!("a request body could not be kept: {error} (spool-dir, spool-max)");
+    Reason::SpoolFull
+}

@@ -1,0 +1,258 @@
+//! Sockets on the event loop: one type for TCP and Unix, client and app, on tokio's readiness.
+//!
+//! Reads and writes are plain `recv` and `send` behind `AsyncFd`. A short read or write takes the
+//! readiness back at once, which saves the call that would only have said EAGAIN.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, SendFlags};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::config::{Listen, Peer};
+use crate::sys;
+
+/// Unsent bytes above which a client socket is not writable (TCP_NOTSENT_LOWAT): what a slow client
+/// does not take stays in our budget, not in kernel memory that nobody counts.
+const CLIENT_NOTSENT_LOWAT: u32 = 64 * 1024;
+
+/// Connections that may wait in the kernel to be accepted.
+const BACKLOG: i32 = 2048;
+
+/// A connected, non-blocking socket.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    fd: AsyncFd<Socket>,
+}
+
+impl Stream {
+    /// Registers a socket for reading and writing.
+    pub(crate) fn new(socket: Socket) -> io::Result<Stream> {
+        Ok(Stream { fd: sys::watch(socket, Interest::READABLE | Interest::WRITABLE)? })
+    }
+
+    /// Registers a socket on which nothing is left to write.
+    pub(crate) fn read_only(socket: Socket) -> io::Result<Stream> {
+        Ok(Stream { fd: sys::watch(socket, Interest::READABLE)? })
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        self.fd.get_ref()
+    }
+
+    /// Reads what is there. `Ok(0)` is the end of the stream.
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match rustix::net::recv(self.fd.get_ref(), &mut *buf, RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    if n > 0 && n < buf.len() {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Poll::Ready(Err(e.into())),
+            }
+        }
+    }
+
+    /// Ready when there is something to read (or the end). Holds no buffer while it waits.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fd.poll_read_ready(cx).map_ok(|_| ())
+    }
+
+    /// Ready when the kernel takes bytes.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fd.poll_write_ready(cx).map_ok(|_| ())
+    }
+
+    /// Writes as much as the kernel takes now; at least one byte when ready.
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match send(self.fd.get_ref(), bufs) {
+                Ok(n) => {
+                    if n < bufs.iter().map(|b| b.len()).sum() {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Both directions or one; errors do not matter (the peer may be gone).
+    pub(crate) fn shutdown(&self, how: Shutdown) {
+        let _ = self.socket().shutdown(how);
+    }
+
+    /// Bytes that the peer has not acknowledged (TCP) or not read (Unix, in whole kernel buffers).
+    pub(crate) fn unsent(&self) -> u64 {
+        sys::siocoutq(self.socket()).unwrap_or(0)
+    }
+
+    /// The connection is cut by a reset, so that an unfinished message cannot look complete.
+    pub(crate) fn reset(&self) {
+        let _ = self.socket().set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// One `send` of all slices; never raises SIGPIPE.
+pub(crate) fn send(socket: &Socket, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    if let [one] = bufs {
+        return Ok(rustix::net::send(socket, one, SendFlags::NOSIGNAL)?);
+    }
+    let mut control = rustix::net::SendAncillaryBuffer::default();
+    Ok(rustix::net::sendmsg(socket, bufs, &mut control, SendFlags::NOSIGNAL)?)
+}
+
+/// Connects to a Unix socket: at once or not at all (EAGAIN: its backlog is full).
+pub(crate) fn connect_unix(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+/// Begins to connect by TCP; the socket is connected when it is writable and has no error.
+pub(crate) fn connect_tcp(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), None)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&addr.into()) {
+        Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Err(e),
+        _ => Ok(socket),
+    }
+}
+
+/// A bound socket that may not listen yet.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: Socket,
+    tcp: bool,
+    path: Option<std::path::PathBuf>,
+}
+
+impl Listener {
+    /// Binds without listening: a busy port is known at once, clients are refused until `listen`.
+    pub(crate) fn bind(addr: &Listen) -> io::Result<Listener> {
+        match addr {
+            Listen::Tcp(addr) => {
+                let domain = Domain::for_address(*addr);
+                let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+                if addr.is_ipv6() {
+                    socket.set_only_v6(!addr.ip().is_unspecified())?;
+                }
+                socket.set_reuse_address(true)?;
+                // Accepted sockets inherit both: two calls less for each connection.
+                socket.set_tcp_nodelay(true)?;
+                socket.set_keepalive(true)?;
+                socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT)?;
+                socket.bind(&(*addr).into())?;
+                Ok(Listener { socket, tcp: true, path: None })
+            }
+            Listen::Unix(path) => {
+                remove_dead_socket(path);
+                let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+                socket.bind(&SockAddr::unix(path)?)?;
+                Ok(Listener { socket, tcp: false, path: Some(path.clone()) })
+            }
+        }
+    }
+
+    pub(crate) fn listen(&self) -> io::Result<()> {
+        self.socket.listen(BACKLOG)
+    }
+
+    /// The address as bound, for the boot line.
+    pub(crate) fn local_addr(&self) -> String {
+        match (&self.path, self.socket.local_addr().ok().and_then(|a| a.as_socket())) {
+            (Some(path), _) => format!("unix:{}", path.display()),
+            (None, Some(addr)) => addr.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// A second descriptor of the same listener, registered with the current loop.
+    pub(crate) fn register(&self) -> io::Result<Acceptor> {
+        let fd = sys::watch(self.socket.try_clone()?, Interest::READABLE)?;
+        Ok(Acceptor { fd, tcp: self.tcp })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A listener on the event loop.
+pub(crate) struct Acceptor {
+    fd: AsyncFd<Socket>,
+    tcp: bool,
+}
+
+impl Acceptor {
+    /// The next connection, as a non-blocking socket that no loop has registered yet.
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match self.try_accept() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// A connection that waits in the backlog, without asking the loop.
+    pub(crate) fn try_accept(&self) -> io::Result<(Socket, Peer)> {
+        // accept4 with SOCK_NONBLOCK | SOCK_CLOEXEC: one call.
+        let flags = rustix::net::SocketFlags::NONBLOCK | rustix::net::SocketFlags::CLOEXEC;
+        let (fd, addr) = rustix::net::acceptfrom_with(self.fd.get_ref(), flags)?;
+        let peer = match addr.and_then(|a| SocketAddr::try_from(a).ok()) {
+            Some(addr) if self.tcp => Peer::Ip(unmapped(addr)),
+            _ => Peer::Unix,
+        };
+        Ok((Socket::from(fd), peer))
+    }
+}
+
+/// An IPv4 client of a dual-stack socket is an IPv4 client.
+pub(crate) fn unmapped(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), addr.port()),
+            None => addr,
+        },
+        IpAddr::V4(_) => addr,
+    }
+}
+
+/// A socket file that nobody listens on is in the way of our own; anything else stays.
+fn remove_dead_socket(path: &Path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    if is_socket
+        && connect_unix(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    {
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,118 @@
+//! The part of a body that is in memory: one contiguous range of it, in chunks.
+//!
+//! Chunks begin small and each is at least half of what is held, up to 64 KiB: a small body costs
+//! about its size, a large one few allocations. Their capacity is on a lease of the memory budget.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use super::budget::{Lease, Pool};
+
+/// Sizes of a chunk in bytes.
+const SMALLEST: usize = 1024;
+const LARGEST: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// Position in the body of the first byte held.
+    start: u64,
+    /// Bytes of the first chunk that lie before `start`.
+    skip: usize,
+    /// None is empty, but for the skipped part.
+    chunks: VecDeque<Vec<u8>>,
+    lease: Lease,
+}
+
+impl Memory {
+    /// Holds nothing, at `start`. Allocates nothing.
+    pub(super) fn new(pool: &Arc<Pool>, start: u64) -> Memory {
+        Memory { start, skip: 0, chunks: VecDeque::new(), lease: Lease::empty(pool) }
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Bytes allocated.
+    pub(super) fn held(&self) -> usize {
+        self.lease.bytes() as usize
+    }
+
+    /// Takes a copy of `data` behind what is held.
+    pub(super) fn push(&mut self, mut data: &[u8]) {
+        if let Some(last) = self.chunks.back_mut() {
+            let (fits, rest) = data.split_at(data.len().min(last.capacity() - last.len()));
+            last.extend_from_slice(fits);
+            data = rest;
+        }
+        if !data.is_empty() {
+            let size = data.len().max((self.held() / 2).clamp(SMALLEST, LARGEST));
+            let mut chunk = Vec::with_capacity(size.next_multiple_of(SMALLEST));
+            chunk.extend_from_slice(data);
+            self.lease.grow(chunk.capacity() as u64);
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// The bytes from position `at` on, to the end of their chunk.
+    pub(super) fn at(&self, at: u64) -> &[u8] {
+        self.slices(at).next().unwrap_or_default()
+    }
+
+    /// Fills `out` with the bytes from position `at` on; the number of slices and of bytes in them.
+    pub(super) fn io_slices<'a>(
+        &'a self,
+        at: u64,
+        limit: usize,
+        out: &mut [IoSlice<'a>],
+    ) -> (usize, u64) {
+        let (mut slices, mut bytes) = (0, 0);
+        for (slot, slice) in out.iter_mut().zip(self.slices(at)) {
+            let slice = &slice[..slice.len().min(limit - bytes)];
+            if slice.is_empty() {
+                break;
+            }
+            *slot = IoSlice::new(slice);
+            slices += 1;
+            bytes += slice.len();
+        }
+        (slices, bytes as u64)
+    }
+
+    fn slices(&self, at: u64) -> impl Iterator<Item = &[u8]> {
+        debug_assert!(at >= self.start);
+        let mut before = (at - self.start) as usize + self.skip;
+        self.chunks.iter().filter_map(move |chunk| {
+            let skip = before.min(chunk.len());
+            before -= skip;
+            Some(&chunk[skip..]).filter(|slice| !slice.is_empty())
+        })
+    }
+
+    /// Gives up the first `bytes`.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.start += bytes;
+        self.skip += bytes as usize;
+        while let Some(first) = self.chunks.pop_front_if(|first| first.len() <= self.skip) {
+            self.lease.give(first.capacity() as u64);
+            self.skip -= first.len();
+        }
+        // A short rest of a large chunk moves: a reader that stalls here would pin all of it.
+        if let Some(first) = self.chunks.front_mut() {
+            let (rest, held) = (first.len() - self.skip, first.capacity());
+            if held >= LARGEST / 4 && rest <= held / 8 {
+                *first = first[self.skip..].to_vec();
+                self.skip = 0;
+                self.lease.give((held - first.capacity()) as u64);
+            }
+        }
+    }
+
+    /// Adds `next`, which begins where this ends.
+    pub(super) fn append(&mut self, next: Memory) {
+        debug_assert_eq!(next.skip, 0, "bytes are read in order");
+        self.chunks.extend(next.chunks);
+        self.lease.merge(next.lease);
+    }
+}

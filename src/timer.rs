@@ -1,0 +1,247 @@
+//! Deadlines of connections: one coarse timer (100 ms) for each connection task, in a table of the
+//! event loop. Moving a deadline is a store; the table is touched only when a deadline comes nearer
+//! than the entry that is already there. (A tokio `Sleep` for each read would take the runtime's
+//! timer lock twice for each request.)
+//!
+//! A timer does not carry a future: when it fires, the connection's task is woken, and whoever waits
+//! in it looks at `expired`. The same table wakes all connections when the phase changes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+const TICK: Duration = Duration::from_millis(100);
+const OFF: u64 = u64::MAX;
+
+/// The timers of one event loop.
+pub(crate) struct Timers {
+    origin: Instant,
+    queue: RefCell<BTreeMap<(u64, u32), Rc<Entry>>>,
+    /// Every connection, for `wake_all`.
+    all: RefCell<BTreeMap<u32, Rc<Entry>>>,
+    next_id: Cell<u32>,
+    /// Told when the earliest entry has come nearer.
+    nearer: Notify,
+}
+
+struct Entry {
+    id: u32,
+    /// Ticks since the origin; OFF: none.
+    deadline: Cell<u64>,
+    /// Key in the queue; OFF: not in it.
+    queued: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Timers {
+    pub(crate) fn new() -> Rc<Timers> {
+        Rc::new(Timers {
+            origin: Instant::now(),
+            queue: RefCell::default(),
+            all: RefCell::default(),
+            next_id: Cell::new(0),
+            nearer: Notify::new(),
+        })
+    }
+
+    fn ticks(&self, at: Instant) -> u64 {
+        (at.saturating_duration_since(self.origin).as_millis() / TICK.as_millis()) as u64
+    }
+
+    /// Fires timers as they come due. Runs as a task of the loop for as long as the loop.
+    pub(crate) async fn run(&self) {
+        loop {
+            let first = self.queue.borrow().first_key_value().map(|(&(tick, _), _)| tick);
+            let Some(tick) = first else {
+                self.nearer.notified().await;
+                continue;
+            };
+            // One tick later than the entry: by then the deadline itself has passed.
+            let at = self.origin + TICK * u32::try_from(tick + 1).unwrap_or(u32::MAX);
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => self.fire(),
+                () = self.nearer.notified() => {}
+            }
+        }
+    }
+
+    fn fire(&self) {
+        let now = self.ticks(Instant::now());
+        loop {
+            let mut queue = self.queue.borrow_mut();
+            match queue.first_entry() {
+                Some(first) if first.key().0 < now => {
+                    let entry = first.remove();
+                    entry.queued.set(OFF);
+                    if entry.deadline.get() < now {
+                        drop(queue);
+                        entry.wake();
+                    } else if entry.deadline.get() != OFF {
+                        // It was moved on since: queue it where it belongs now.
+                        entry.queued.set(entry.deadline.get());
+                        queue.insert((entry.deadline.get(), entry.id), entry);
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Wakes every connection of this loop.
+    pub(crate) fn wake_all(&self) {
+        let entries: Vec<Rc<Entry>> = self.all.borrow().values().cloned().collect();
+        for entry in entries {
+            entry.wake();
+        }
+    }
+}
+
+impl Entry {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// The timer of one connection.
+pub(crate) struct Timer {
+    timers: Rc<Timers>,
+    entry: Rc<Entry>,
+    at: Cell<Option<Instant>>,
+}
+
+impl Timer {
+    pub(crate) fn new(timers: &Rc<Timers>) -> Timer {
+        let id = timers.next_id.get();
+        timers.next_id.set(id.wrapping_add(1));
+        let entry = Rc::new(Entry {
+            id,
+            deadline: Cell::new(OFF),
+            queued: Cell::new(OFF),
+            waker: RefCell::new(None),
+        });
+        timers.all.borrow_mut().insert(id, entry.clone());
+        Timer { timers: timers.clone(), entry, at: Cell::new(None) }
+    }
+
+    /// The task's waker; called whenever the task is about to wait.
+    pub(crate) fn register(&self, waker: &Waker) {
+        let mut slot = self.entry.waker.borrow_mut();
+        match &mut *slot {
+            Some(old) => old.clone_from(waker),
+            None => *slot = Some(waker.clone()),
+        }
+    }
+
+    /// The deadline is `after` from now. Fires at most two ticks late.
+    pub(crate) fn set(&self, after: Duration) {
+        self.set_at(Instant::now() + after);
+    }
+
+    pub(crate) fn set_at(&self, at: Instant) {
+        self.at.set(Some(at));
+        let tick = self.timers.ticks(at);
+        self.entry.deadline.set(tick);
+        let queued = self.entry.queued.get();
+        if tick >= queued {
+            return;
+        }
+        let mut queue = self.timers.queue.borrow_mut();
+        if queued != OFF {
+            queue.remove(&(queued, self.entry.id));
+        }
+        let first = queue.first_key_value().is_none_or(|(&(first, _), _)| tick < first);
+        self.entry.queued.set(tick);
+        queue.insert((tick, self.entry.id), self.entry.clone());
+        drop(queue);
+        if first {
+            self.timers.nearer.notify_one();
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        self.at.set(None);
+        self.entry.deadline.set(OFF);
+    }
+
+    /// The deadline has passed.
+    pub(crate) fn expired(&self) -> bool {
+        self.at.get().is_some_and(|at| Instant::now() >= at)
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.timers.all.borrow_mut().remove(&self.entry.id);
+        let queued = self.entry.queued.get();
+        if queued != OFF {
+            self.timers.queue.borrow_mut().remove(&(queued, self.entry.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    async fn wait(timer: &Timer) {
+        poll_fn(|cx| {
+            timer.register(cx.waker());
+            if timer.expired() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn local<F: Future>(f: F) -> F::Output {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, f)
+    }
+
+    #[test]
+    fn a_deadline_that_came_nearer_fires_at_the_nearer_time() {
+        local(async {
+            let timers = Timers::new();
+            let driver = timers.clone();
+            tokio::task::spawn_local(async move { driver.run().await });
+            let timer = Timer::new(&timers);
+            timer.set(Duration::from_secs(1000));
+            tokio::task::yield_now().await;
+            timer.set(Duration::from_millis(1));
+            wait(&timer).await;
+        });
+    }
+
+    #[test]
+    fn a_deadline_that_was_moved_on_does_not_fire_at_the_old_time() {
+        let timers = Timers::new();
+        let timer = Timer::new(&timers);
+        timer.set_at(timers.origin + Duration::from_millis(1));
+        timer.set(Duration::from_secs(1000));
+        assert_eq!(timers.queue.borrow().len(), 1);
+        while timers.ticks(Instant::now()) < 2 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        timers.fire();
+        assert!(!timer.expired());
+        let first = timers.queue.borrow().keys().next().copied();
+        assert!(first.is_some_and(|(tick, _)| tick > 9000));
+    }
+
+    #[test]
+    fn a_dropped_timer_leaves_nothing_behind() {
+        let timers = Timers::new();
+        let timer = Timer::new(&timers);
+        timer.set(Duration::from_secs(5));
+        timer.set(Duration::from_secs(2));
+        drop(timer);
+        assert!(timers.queue.borrow().is_empty());
+        assert!(timers.all.borrow().is_empty());
+    }
+}

@@ -1,0 +1,88 @@
+//! Connecting to the app. A socket that is not there yet, nobody's, or full is waited for inside
+//! `connect-retry` with growing pauses: what no worker has seen may always be sent again.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::Slot;
+use crate::config::UpstreamAddr;
+use crate::net::{self, Stream};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest that one TCP connect may take; the app is local or one hop away.
+const TCP_CONNECT: Duration = Duration::from_secs(5);
+
+/// A connection to write one request on.
+pub(crate) enum Connected {
+    /// Connected at once, not yet registered with the loop: the first write needs no readiness.
+    Fresh(Socket),
+    /// TCP, registered while it connected; or kept from an earlier request.
+    Registered(Stream),
+}
+
+/// Connects, trying again until `until` (None: it never gives up before the caller does). `gone`
+/// says that the app will not come back.
+pub(crate) async fn connect(
+    slot: &Slot,
+    until: Instant,
+    gone: impl Fn() -> bool,
+) -> io::Result<Connected> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match once(slot.addr()).await {
+            Ok(connected) => return Ok(connected),
+            Err(e) => e,
+        };
+        if gone() || !worth_waiting(&error) || Instant::now() + pause > until {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// ENOENT and ECONNREFUSED: the app restarts; EAGAIN: its backlog is full. Anything else (EACCES,
+/// a name that is too long) does not get better by waiting.
+fn worth_waiting(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock,
+    };
+    matches!(
+        error.kind(),
+        NotFound | ConnectionRefused | ConnectionReset | WouldBlock | TimedOut
+    )
+}
+
+async fn once(addr: &UpstreamAddr) -> io::Result<Connected> {
+    match addr {
+        UpstreamAddr::Unix(path) => net::connect_unix(path).map(Connected::Fresh),
+        UpstreamAddr::Tcp(host, port) => {
+            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+            // getaddrinfo runs on the blocking pool, addresses are taken as they are.
+            for addr in tokio::net::lookup_host((host.as_str(), *port)).await? {
+                match tokio::time::timeout(TCP_CONNECT, tcp(addr)).await {
+                    Ok(Ok(stream)) => return Ok(Connected::Registered(stream)),
+                    Ok(Err(e)) => last = e,
+                    Err(_) => last = io::ErrorKind::TimedOut.into(),
+                }
+            }
+            Err(last)
+        }
+    }
+}
+
+async fn tcp(addr: SocketAddr) -> io::Result<Stream> {
+    let stream = Stream::new(net::connect_tcp(addr)?)?;
+    poll_fn(|cx| stream.poll_writable(cx)).await?;
+    // Not SO_ERROR, which would eat the ECONNRESET that proves a request unread (invariant 7):
+    // an unconnected socket has no peer.
+    match stream.socket().peer_addr() {
+        Ok(_) => Ok(stream),
+        Err(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+    }
+}

@@ -1,0 +1,256 @@
+//! Invariants 1 and 2: the app sees a request when it is whole, and is rid of a response at once.
+
+use std::time::Duration;
+
+use crate::support::{App, Proxy, chunked, ok, pattern};
+
+#[test]
+fn upload_is_complete_before_the_app_sees_it() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    proxy.settle();
+    app.assert_no_connection();
+
+    client.send("67890");
+    let (worker, request) = app.request();
+    assert_eq!(request.line(), "POST /upload HTTP/1.1");
+    assert_eq!(request.text(), "1234567890");
+    worker.reply("thanks");
+    assert_eq!(client.response().text(), "thanks");
+}
+
+#[test]
+fn head_is_complete_before_the_app_sees_it() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    for byte in b"GET /slow HTTP/1.1\r\nHost: a\r\n\r" {
+        client.send([*byte]);
+    }
+    proxy.settle();
+    app.assert_no_connection();
+
+    client.send("\n");
+    let (worker, request) = app.request();
+    assert_eq!(request.line(), "GET /slow HTTP/1.1");
+    worker.reply("");
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn half_sent_uploads_do_not_keep_others_from_the_app() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1"]);
+    let mut uploads: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
+    for upload in &mut uploads {
+        upload.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+        upload.send(vec![b'x'; 50_000]);
+    }
+    let mut client = proxy.connect();
+    client.get("/fast");
+    let (worker, request) = app.request();
+    assert_eq!(request.target(), "/fast");
+    worker.reply("now");
+    assert_eq!(client.response().text(), "now");
+}
+
+#[test]
+fn cut_upload_never_reaches_the_app() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+
+    let mut leaves = proxy.connect();
+    leaves.send("POST /leaves HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    drop(leaves);
+    let mut resets = proxy.connect();
+    resets.send("POST /resets HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    resets.reset();
+    let mut half_closes = proxy.connect();
+    half_closes.send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    half_closes.half_close();
+    let mut chunks = proxy.connect();
+    chunks.send(
+        "POST /chunks HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n",
+    );
+    drop(chunks);
+
+    for target in ["/leaves", "/resets", "/half", "/chunks"] {
+        let record = proxy.record(target);
+        assert_eq!((record.get("status_code"), record.get("end")), ("499", "client_gone"));
+    }
+    app.assert_no_connection();
+}
+
+#[test]
+fn chunked_upload_arrives_with_its_exact_length() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let body = pattern(100_000);
+    let mut client = proxy.connect();
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n");
+    client.send(chunked(&body, 777));
+    let (worker, request) = app.request();
+    assert_eq!(request.get("content-length"), Some("100000"));
+    assert_eq!(request.get("trailer"), None);
+    assert!(request.body == body, "the body was changed on the way");
+    worker.reply("");
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn empty_chunked_upload_arrives_with_length_zero() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    let (worker, request) = app.request();
+    assert_eq!(request.get("content-length"), Some("0"));
+    worker.reply("");
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn large_upload_is_byte_exact_through_disk() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--body-memory", "64k"]);
+    let body = pattern(20 * 1024 * 1024 + 13);
+    let mut client = proxy.connect();
+    client.send(format!("PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));
+    client.send(&body);
+    let (worker, request) = app.request();
+    assert!(request.body == body, "the body was changed on the way");
+    worker.reply("");
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn large_response_is_byte_exact_through_disk() {
+    let body = pattern(20 * 1024 * 1024 + 13);
+    let app = App::answering(ok(&body));
+    let proxy = Proxy::start(&app, &["--response-memory", "64k"]);
+    let mut client = proxy.connect_slow();
+    client.get("/big");
+    let response = client.response();
+    assert_eq!(response.get("content-length"), Some(body.len().to_string().as_str()));
+    assert!(response.body == body, "the body was changed on the way");
+}
+
+#[test]
+fn chunked_response_is_byte_exact_through_disk() {
+    let body = pattern(5 * 1024 * 1024 + 13);
+    let mut response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    response.extend(chunked(&body, 8191));
+    let app = App::answering(response);
+    let proxy = Proxy::start(&app, &["--response-memory", "64k"]);
+    let mut client = proxy.connect_slow();
+    client.get("/big");
+    assert!(client.response().body == body, "the body was changed on the way");
+}
+
+#[test]
+fn memory_budget_holds_back_nobody() {
+    let body = pattern(3 * 1024 * 1024);
+    let app = App::answering(ok(&body));
+    let proxy = Proxy::start(&app, &["--memory", "1m"]);
+    let mut clients: Vec<_> = (0..8).map(|_| proxy.connect_slow()).collect();
+    for client in &mut clients {
+        client.get("/");
+    }
+    for client in &mut clients {
+        assert!(client.response().body == body, "the body was changed on the way");
+    }
+}
+
+#[test]
+fn slow_reader_does_not_hold_a_worker() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1"]);
+    let mut slow = proxy.connect_slow();
+    slow.get("/3mb");
+    let body = pattern(3 * 1024 * 1024);
+    let (mut worker, _) = app.request();
+    worker.try_send(ok(&body)).expect("taken though the client reads nothing");
+    worker.wait_closed();
+
+    // The one slot is free: another client is served while the first has not read a byte.
+    let mut fast = proxy.connect();
+    fast.get("/fast");
+    app.request().0.reply("now");
+    assert_eq!(fast.response().text(), "now");
+
+    assert!(slow.response().body == body, "the body was changed on the way");
+    let record = proxy.record("/3mb");
+    assert_eq!((record.get("slow"), record.get("end")), ("client_down", "ok"));
+}
+
+#[test]
+fn response_head_is_not_held_back_for_its_body() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+    assert_eq!(client.head().status(), 200);
+    worker.send("b");
+    assert_eq!(client.exact(1), b"b");
+    worker.send("ody");
+    assert_eq!(client.exact(3), b"ody");
+}
+
+#[test]
+fn worker_is_released_at_the_end_of_the_message() {
+    // gunicorn lingers up to 2 s inside the worker until its peer closes.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    for response in [
+        ok("body"),
+        b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n".to_vec(),
+    ] {
+        let mut client = proxy.connect();
+        client.get("/");
+        let (mut worker, request) = app.request();
+        assert_eq!(request.get("connection"), Some("close"));
+        worker.send(response);
+        worker.wait_closed();
+        client.response();
+    }
+}
+
+#[test]
+fn early_answer_to_an_upload_reaches_the_client() {
+    // The app refuses a body that it does not read: writing fails, its answer is there to be read.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n");
+    client.send(vec![b'x'; 5_000_000]);
+    let mut worker = app.accept();
+    worker.read_some(1000);
+    worker.send(
+        "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig",
+    );
+    drop(worker);
+    let response = client.response();
+    assert_eq!((response.status(), response.text().as_str()), (413, "big"));
+    assert_eq!(proxy.record("/early").get("end"), "ok");
+}
+
+#[test]
+fn slow_upload_is_named_in_the_record() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1");
+    // The one thing that is measured here is time that passes.
+    std::thread::sleep(Duration::from_millis(50));
+    client.send("2");
+    client.response();
+    let record = proxy.record("/slow");
+    assert!(record.seconds("receive") >= Duration::from_millis(50), "{record:?}");
+    assert_eq!(record.get("slow"), "client_up");
+}

@@ -1,0 +1,176 @@
+//! The queue: requests that are complete wait here, in order, and never at the app.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{App, Client, Proxy, ok};
+
+#[test]
+fn never_more_upstream_connections_than_slots() {
+    let app = App::unix();
+    app.serve(|conn, request| {
+        // A worker takes its time, so that the others would come in.
+        thread::sleep(Duration::from_millis(5));
+        conn.send(ok(request.target()));
+    });
+    let proxy = Proxy::start(&app, &["--concurrency", "3"]);
+    thread::scope(|scope| {
+        for i in 0..20 {
+            let addr = proxy.addr;
+            scope.spawn(move || {
+                for j in 0..5 {
+                    let mut client = Client::connect(addr);
+                    client.get(&format!("/{i}/{j}"));
+                    assert_eq!(client.response().text(), format!("/{i}/{j}"));
+                }
+            });
+        }
+    });
+    assert_eq!(app.accepted(), 100);
+    assert!(app.most_at_once() <= 3, "{} at once", app.most_at_once());
+}
+
+#[test]
+fn the_longest_waiter_goes_next() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--queue-order", "fifo"]);
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = app.request();
+    let mut waiting = Vec::new();
+    for i in 0..10 {
+        let mut client = proxy.connect();
+        client.get(&format!("/{i}"));
+        proxy.settle();
+        waiting.push(client);
+    }
+    app.assert_no_connection();
+    worker.reply("");
+    for (i, client) in waiting.iter_mut().enumerate() {
+        let (worker, request) = app.request();
+        assert_eq!(request.target(), format!("/{i}"));
+        worker.reply("");
+        client.response();
+        let record = proxy.record(&format!("GET /{i} "));
+        assert!(record.seconds("queue") > Duration::ZERO, "{record:?}");
+    }
+}
+
+#[test]
+fn client_that_leaves_the_queue_is_never_dispatched() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1"]);
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = app.request();
+    let mut leaves = proxy.connect();
+    leaves.get("/leaves");
+    let mut resets = proxy.connect();
+    resets.get("/resets");
+    let mut stays = proxy.connect();
+    stays.get("/stays");
+    proxy.settle();
+    drop(leaves);
+    resets.reset();
+    for target in ["/leaves", "/resets"] {
+        let record = proxy.record(target);
+        assert_eq!((record.get("status_code"), record.get("end")), ("499", "client_gone"));
+    }
+
+    worker.reply("");
+    let (worker, request) = app.request();
+    assert_eq!(request.target(), "/stays");
+    worker.reply("");
+    assert_eq!(stays.response().status(), 200);
+    app.assert_no_connection();
+}
+
+#[test]
+fn full_queue_is_answered_503_at_once() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--queue", "1"]);
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = app.request();
+    let mut second = proxy.connect();
+    second.get("/second");
+    proxy.settle();
+
+    let mut third = proxy.connect();
+    third.get("/third");
+    let refusal = third.response();
+    assert_eq!(refusal.status(), 503);
+    assert!(refusal.get("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    assert_eq!(proxy.record("/third").get("end"), "queue_full");
+
+    worker.reply("");
+    app.request().0.reply("");
+    assert_eq!(first.response().status(), 200);
+    assert_eq!(second.response().status(), 200);
+    app.assert_no_connection();
+}
+
+#[test]
+fn waiting_too_long_is_answered_503() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--queue-timeout", "100ms"]);
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = app.request();
+    let mut second = proxy.connect();
+    second.get("/second");
+    let refusal = second.response();
+    assert_eq!(refusal.status(), 503);
+    assert!(refusal.get("retry-after").is_some());
+    let record = proxy.record("/second");
+    assert_eq!((record.get("end"), record.get("slow")), ("queue_timeout", "queue"));
+    assert!(record.seconds("queue") >= Duration::from_millis(99), "{record:?}");
+
+    worker.reply("");
+    assert_eq!(first.response().status(), 200);
+    app.assert_no_connection();
+}
+
+#[test]
+fn one_queue_for_two_upstreams() {
+    let (one, two) = (App::unix(), App::unix());
+    let options = ["--upstream", two.address(), "--concurrency", "1"];
+    let proxy = Proxy::start(&one, &options);
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.get(&format!("/{i}"));
+        proxy.settle();
+    }
+    // Least in flight: the first two go to different apps, the third waits for whoever is free.
+    let (at_one, _) = one.request();
+    let (at_two, _) = two.request();
+    one.assert_no_connection();
+    two.assert_no_connection();
+    at_two.reply("two");
+    let (third, request) = two.request();
+    assert_eq!(request.target(), "/2");
+    third.reply("two again");
+    at_one.reply("one");
+    assert_eq!(clients[2].response().text(), "two again");
+}
+
+#[test]
+fn tcp_upstream_is_served_the_same_way() {
+    let app = App::tcp();
+    let proxy = Proxy::start(&app, &["--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.get("/");
+    let (mut worker, _) = app.request();
+    worker.send(ok("over tcp"));
+    worker.wait_closed();
+    assert_eq!(client.response().text(), "over tcp");
+}
+
+#[test]
+fn no_connection_to_the_app_without_a_request() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let _idle = proxy.connect();
+    proxy.settle();
+    app.assert_no_connection();
+}

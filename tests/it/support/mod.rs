@@ -1,0 +1,22 @@
+//! What the tests are written with: an app that follows a script, a client that speaks raw bytes,
+//! and the real binary between them. Every test has its own three; nothing is shared.
+
+mod app;
+mod client;
+mod lines;
+mod message;
+mod proxy;
+mod python;
+
+use std::time::Duration;
+
+pub(crate) use app::{App, AppConn, ok, unix_path};
+pub(crate) use client::Client;
+pub(crate) use lines::Lines;
+pub(crate) use message::{Message, chunked, pattern};
+pub(crate) use proxy::{Exit, Proxy, Record, bufproxy};
+pub(crate) use python::{repository, venv};
+
+/// How long anything may take that a promise does not time. It only ends a test that has failed
+/// already; no test waits for it.
+pub(crate) const GUARD: Duration = Duration::from_secs(10);

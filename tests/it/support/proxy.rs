@@ -1,0 +1,194 @@
+//! The real binary, started as a user starts it: options in, lines out, signals, exit code.
+
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
+use tempfile::TempDir;
+
+use super::{App, Client, GUARD, Lines};
+
+/// A running proxy. Killed, with its process group, when dropped.
+pub(crate) struct Proxy {
+    child: Child,
+    /// Where it listens.
+    pub(crate) addr: SocketAddr,
+    /// The access log.
+    pub(crate) stdout: Lines,
+    /// Diagnostics.
+    pub(crate) stderr: Lines,
+    /// Its temporary directory and working directory: spools, sockets, files of the test.
+    pub(crate) dir: TempDir,
+}
+
+/// What is left of a proxy that has ended.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    /// As a shell shows it: 128 + signal.
+    pub(crate) code: i32,
+    pub(crate) stdout: Vec<String>,
+    pub(crate) stderr: Vec<String>,
+}
+
+/// The binary under test with a clean environment. `TEST_BUFPROXY` names another build of it (the
+/// release or static one).
+pub(crate) fn bufproxy(dir: &Path) -> Command {
+    let program = std::env::var_os("TEST_BUFPROXY");
+    let mut command =
+        Command::new(program.as_deref().unwrap_or(OsStr::new(env!("CARGO_BIN_EXE_bufproxy"))));
+    command.env_clear().env("TMPDIR", dir).current_dir(dir);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+impl Proxy {
+    /// Starts it in front of `app`, on a port of the kernel's choice, with further options.
+    #[track_caller]
+    pub(crate) fn start(app: &App, options: &[&str]) -> Proxy {
+        Proxy::start_at(app.address(), options)
+    }
+
+    /// In front of an address where nothing needs to be yet.
+    #[track_caller]
+    pub(crate) fn start_at(upstream: &str, options: &[&str]) -> Proxy {
+        Proxy::launch(|command| {
+            command.args(["--upstream", upstream]).args(options);
+        })
+    }
+
+    /// With any options and environment: `set_up` completes the command.
+    #[track_caller]
+    pub(crate) fn launch(set_up: impl FnOnce(&mut Command)) -> Proxy {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = bufproxy(dir.path());
+        command.args(["--listen", "127.0.0.1:0"]);
+        set_up(&mut command);
+        Proxy::spawn(command, dir)
+    }
+
+    /// Any command that ends in the proxy's boot line.
+    #[track_caller]
+    pub(crate) fn spawn(mut command: Command, dir: TempDir) -> Proxy {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: a wrapped command that a failed test leaves behind goes with it.
+        let mut child = command.process_group(0).spawn().unwrap();
+        let stdout = Lines::of(child.stdout.take().unwrap());
+        let stderr = Lines::of(child.stderr.take().unwrap());
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut proxy = Proxy { child, addr: unknown, stdout, stderr, dir };
+        // Generous: with a wrapped command this waits for Python.
+        let boot = proxy.stderr.find(1, GUARD * 3, |line| line.contains(" listening on "));
+        let boot = boot.unwrap_or_else(|| panic!("no boot line in {:#?}", proxy.stderr.seen()));
+        let addr = boot.split(" listening on ").nth(1).unwrap().split([' ', ',']).next().unwrap();
+        proxy.addr = addr.parse().unwrap_or_else(|e| panic!("{e}: {boot}"));
+        proxy
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(self.addr)
+    }
+
+    /// A client with the smallest receive buffer.
+    #[track_caller]
+    pub(crate) fn connect_slow(&self) -> Client {
+        Client::slow(self.addr)
+    }
+
+    /// Returns when the proxy has dealt with everything that was sent to it before: two exchanges
+    /// that never reach the app (400) go through the event loop behind it. Their records have the
+    /// request `settle`.
+    #[track_caller]
+    pub(crate) fn settle(&self) {
+        for _ in 0..2 {
+            let mut client = self.connect();
+            client.send("settle\r\n\r\n");
+            assert_eq!(client.response().status(), 400);
+        }
+    }
+
+    /// The record of the first (`n`th) request whose line contains `needle`, in the default format.
+    #[track_caller]
+    pub(crate) fn record(&self, needle: &str) -> Record {
+        self.nth_record(1, needle)
+    }
+
+    #[track_caller]
+    pub(crate) fn nth_record(&self, n: usize, needle: &str) -> Record {
+        Record(self.stdout.wait_for_nth(n, |line| line.contains(needle)))
+    }
+
+    /// Asks it to stop and waits for the end.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Exit {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> Exit {
+        let pidfd = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+        let limit = Timespec { tv_sec: 2 * GUARD.as_secs() as i64, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "it does not end: {:#?}", self.stderr.seen());
+        let status = self.child.wait().unwrap();
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap();
+        Exit { code, stdout: self.stdout.to_end(), stderr: self.stderr.to_end() }
+    }
+
+    /// It still runs.
+    #[track_caller]
+    pub(crate) fn assert_running(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        assert_eq!(ended, None, "it ended: {:#?}", self.stderr.seen());
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("stderr of the proxy: {:#?}", self.stderr.seen());
+            eprintln!("its access log: {:#?}", self.stdout.seen());
+        }
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// One line of the access log in the default format.
+#[derive(Debug)]
+pub(crate) struct Record(pub(crate) String);
+
+impl Record {
+    /// The value of a field, without its quotes.
+    #[track_caller]
+    pub(crate) fn get(&self, name: &str) -> &str {
+        let start =
+            self.0.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {}", self.0));
+        let value = &self.0[start + name.len() + 2..];
+        match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next().unwrap(),
+            None => value.split(' ').next().unwrap(),
+        }
+    }
+
+    /// A field in seconds, as a duration.
+    #[track_caller]
+    pub(crate) fn seconds(&self, name: &str) -> Duration {
+        Duration::from_secs_f64(self.get(name).parse().unwrap())
+    }
+}
