@@ -40,7 +40,7 @@ Example:
 
 /// Reads the arguments, program name not included.
 pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
-    let separator = args.iter().position(|arg| arg == "--");
+    let separated = args.iter().any(|arg| arg == "--");
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => match error.kind() {
@@ -53,9 +53,7 @@ pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
         let words: Vec<OsString> =
             matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default();
         match words.first() {
-            None if separator.is_some() => {
-                Err("no command follows --: write it, or leave out --".to_owned())
-            }
+            None if separated => Err("no command follows --: write it, or leave out --".to_owned()),
             Some(first) if first.to_string_lossy().starts_with('-') => Err(format!(
                 "the command after -- begins with {first:?}: write options before --, the program after it"
             )),
