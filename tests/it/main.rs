@@ -38,5 +38,5 @@ mod slots;
 mod streams;
 // Who takes too long is cut, and named.
 mod timeouts;
-// A tunnel after the 101, and no sooner.
+// Nothing goes through before the app has agreed.
 mod upgrades;
