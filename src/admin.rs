@@ -36,7 +36,7 @@ use crate::server::Server;
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 
-/// For a request head, and for a whole healthcheck.
+/// For a request head.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the process is in its life, as `/readyz` tells it.
@@ -117,7 +117,7 @@ pub fn start(
     health: Arc<Health>,
 ) -> io::Result<Admin> {
     let facts = Arc::new(Facts { server, config, health, started: Instant::now() });
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", display(listen)));
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{listen}: {e}"));
     match listen {
         Listen::Tcp(addr) => {
             let socket = TcpListener::bind(addr).map_err(named)?;
@@ -136,22 +136,22 @@ pub fn start(
                 let socket = tokio::net::UnixListener::from_std(socket)?;
                 accept(async || Ok(socket.accept().await?.0), facts).await
             })?;
-            Ok(Admin { addr: display(listen), socket: Some(path.clone()) })
+            Ok(Admin { addr: listen.to_string(), socket: Some(path.clone()) })
         }
     }
 }
 
-/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`, at most `patience` long. Err is one line that says
-/// what is wrong.
-pub fn healthcheck(addr: &Listen, patience: Duration) -> Result<(), String> {
-    let problem = |e: &dyn std::fmt::Display| format!("{}: {e}", display(addr));
+/// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`, at most `limit`. Err is one
+/// line that says what is wrong.
+pub fn healthcheck(addr: &Listen, limit: Duration) -> Result<(), String> {
+    let problem = |e: &dyn std::fmt::Display| format!("{addr}: {e}");
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| problem(&e))?;
     let answer = async {
         match addr {
             Listen::Tcp(addr) => {
                 // Bound to every address means reachable at the local one.
                 let addr = reachable(*addr);
-                let stream = TcpStream::connect_timeout(&addr, patience)?;
+                let stream = TcpStream::connect_timeout(&addr, limit)?;
                 stream.set_nonblocking(true)?;
                 get_readyz(tokio::net::TcpStream::from_std(stream)?).await
             }
@@ -162,9 +162,9 @@ pub fn healthcheck(addr: &Listen, patience: Duration) -> Result<(), String> {
             }
         }
     };
-    let answer = runtime.block_on(async { tokio::time::timeout(patience, answer).await });
+    let answer = runtime.block_on(async { tokio::time::timeout(limit, answer).await });
     match answer {
-        Err(_) => Err(problem(&format_args!("no answer within {patience:?}"))),
+        Err(_) => Err(problem(&format_args!("no answer within {} s", limit.as_secs_f64()))),
         Ok(Err(e)) => Err(problem(&e)),
         Ok(Ok((StatusCode::OK, _))) => Ok(()),
         Ok(Ok((status, word))) => Err(problem(&format_args!("{word} ({})", status.as_u16()))),
@@ -344,32 +344,45 @@ impl Facts {
         for (phase, n) in phases {
             text.sample("requests", &format!("{{phase=\"{phase}\"}}"), n as u64);
         }
+        text.family("spooled_bytes", "gauge", "Bytes of bodies held by all spools, by place.");
+        let budget = self.server.budget();
+        for (place, bytes) in [("memory", budget.memory_used()), ("disk", budget.disk_used())] {
+            text.sample("spooled_bytes", &format!("{{place=\"{place}\"}}"), bytes);
+        }
         text.0
     }
 
     fn status(&self) -> String {
         let counts = self.server.counts();
         let drain = self.server.drain_totals();
+        let upstreams = self.server.upstreams().into_iter();
+        let upstreams: Vec<_> = upstreams
+            .map(|(address, in_flight, slots)| {
+                json!({ "address": address, "in_flight": in_flight, "slots": slots })
+            })
+            .collect();
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.health.get().name(),
             "uptime_seconds": self.started.elapsed().as_secs(),
-            "connections": { "open": counts.connections, "idle": counts.idle },
-            "requests": {
-                "receiving": counts.receiving,
-                "queued": counts.queued,
-                "in_flight": counts.in_flight,
-                "delivering": counts.delivering,
-            },
+            "connections": counts.connections,
+            "idle": counts.idle,
+            "receiving": counts.receiving,
+            "queued": counts.queued,
+            "in_flight": counts.in_flight,
+            "delivering": counts.delivering,
             "drain": {
                 "finished": drain.finished,
                 "delivered_after_app_end": drain.delivered_after_app_end,
                 "refused": drain.refused,
                 "cut": drain.cut,
             },
-            "budgets": {
-                "memory": self.config.memory,
-                "spool_max": self.config.spool_max,
+            "upstreams": upstreams,
+            "spooled": {
+                "memory": self.server.budget().memory_used(),
+                "memory_max": self.config.memory,
+                "disk": self.server.budget().disk_used(),
+                "disk_max": self.config.spool_max,
             },
         });
         format!("{status:#}\n")
@@ -416,13 +429,6 @@ fn reachable(mut addr: SocketAddr) -> SocketAddr {
         });
     }
     addr
-}
-
-fn display(listen: &Listen) -> String {
-    match listen {
-        Listen::Tcp(addr) => addr.to_string(),
-        Listen::Unix(path) => format!("unix:{}", path.display()),
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! The figures are measured here and now, by clients on a thread of their own; nothing is assumed.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -26,7 +27,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::config::{Concurrency, Config, Listen, LogDestination, UpstreamAddr};
+use crate::config::{self, Config, Invocation, Sources};
 use crate::lifecycle::Failure;
 use crate::server::Server;
 
@@ -44,9 +45,11 @@ const BEAT: Duration = Duration::from_millis(100);
 const APP_PORT: u16 = 8000;
 const PROXY_PORT: u16 = 8080;
 
+/// How long each of the two is measured.
+pub const WINDOW: Duration = Duration::from_secs(5);
+
 /// Measures for `window` at each port, prints `bare 1/s, bufproxy 190/s`, serves until INT or TERM.
-/// `config` gives every option but addresses, concurrency and, while measuring, the access log.
-pub fn run(config: Config, window: Duration) -> Result<u8, Failure> {
+pub fn run(window: Duration) -> Result<u8, Failure> {
     let failure = |e: io::Error| Failure { message: format!("demo: {e}"), code: 1 };
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -57,7 +60,7 @@ pub fn run(config: Config, window: Duration) -> Result<u8, Failure> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
-            ended = show(config, window) => ended,
+            ended = show(window) => ended,
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
         }
@@ -66,14 +69,8 @@ pub fn run(config: Config, window: Duration) -> Result<u8, Failure> {
     ended.map(|()| 0).map_err(failure)
 }
 
-async fn show(config: Config, window: Duration) -> io::Result<()> {
+async fn show(window: Duration) -> io::Result<()> {
     let app = start_app()?;
-    let config = Config {
-        upstream: vec![UpstreamAddr::Tcp(app.ip().to_string(), app.port())],
-        concurrency: Concurrency::Slots(WORKERS),
-        concurrency_reason: format!("{WORKERS} blocking workers"),
-        ..config
-    };
     let half = SLOW_CLIENTS / 2;
     println!(
         "An app with {WORKERS} workers, {} ms of work for a request, and {SLOW_CLIENTS} slow clients: \
@@ -88,14 +85,13 @@ async fn show(config: Config, window: Duration) -> io::Result<()> {
     get(app).await?;
 
     // Thousands of log lines would bury the result.
-    let quiet = Config { access_log: LogDestination::Off, ..config.clone() };
-    let (server, proxy) = serve(quiet)?;
+    let (server, proxy) = serve(app, "off")?;
     let buffered = measure(proxy, window).await?;
     server.abort().await;
     server.close_log(Duration::from_secs(1));
     println!("\n    bare {bare:.0}/s, bufproxy {buffered:.0}/s\n");
 
-    let (_server, proxy) = serve(config)?;
+    let (_server, proxy) = serve(app, "-")?;
     println!(
         "Both go on: the app on {app}, bufproxy on {proxy}. Try, in another terminal:\n\n    \
          curl http://{proxy}/\n    \
@@ -108,12 +104,17 @@ async fn show(config: Config, window: Duration) -> io::Result<()> {
     std::future::pending().await
 }
 
-/// The proxy on the first free port.
-fn serve(config: Config) -> io::Result<(Server, SocketAddr)> {
+/// The proxy on the first free port, as its own command line would make it.
+fn serve(app: SocketAddr, access_log: &str) -> io::Result<(Server, SocketAddr)> {
     let mut port = PROXY_PORT;
     loop {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let config = Config { listen: vec![Listen::Tcp(addr)], ..config.clone() };
+        let config = configure(&[
+            ("--listen", &addr.to_string()),
+            ("--upstream", &app.to_string()),
+            ("--concurrency", &WORKERS.to_string()),
+            ("--access-log", access_log),
+        ])?;
         match Server::bind(Arc::new(config)).and_then(|server| server.open().map(|()| server)) {
             Ok(server) => {
                 server.app_answered();
@@ -122,6 +123,21 @@ fn serve(config: Config) -> io::Result<(Server, SocketAddr)> {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && port < PROXY_PORT + 100 => port += 1,
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// These flags, and neither environment nor file.
+fn configure(flags: &[(&str, &str)]) -> io::Result<Config> {
+    let sources = Sources {
+        args: flags.iter().flat_map(|(flag, value)| [flag.into(), value.into()]).collect(),
+        env: BTreeMap::new(),
+        read: &|_| Err(io::ErrorKind::NotFound.into()),
+        ..Sources::of_process()
+    };
+    match config::parse_args(&sources) {
+        Ok(Invocation::Run(config)) => Ok(*config),
+        Ok(_) => Err(io::ErrorKind::InvalidInput.into()),
+        Err(e) => Err(io::Error::other(e)),
     }
 }
 

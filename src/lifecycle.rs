@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::runtime::{Builder, LocalOptions};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::{self, Health, State};
 use crate::config::{Config, OpenPort};
@@ -80,6 +80,9 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
         ),
     };
     info!("{}", config.boot_line(&server.local_addrs()));
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
 
     let mut child = start_command(&config, soft_limit)?;
     let open_when_ready = child.is_some() && config.open_port == OpenPort::Ready;

@@ -250,8 +250,7 @@ pub(crate) fn unmapped(addr: SocketAddr) -> SocketAddr {
 /// A socket file that nobody listens on is in the way of our own; anything else stays.
 fn remove_dead_socket(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    if is_socket
-        && connect_unix(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    if is_socket && connect_unix(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     {
         let _ = std::fs::remove_file(path);
     }

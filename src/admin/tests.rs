@@ -2,7 +2,8 @@ use http_body_util::BodyExt;
 
 use super::*;
 
-/// An admin listener on a Unix socket of its own.
+/// An admin listener on a Unix socket of its own, beside event loops that do nothing: it answers all
+/// the same.
 struct Fixture {
     admin: Admin,
     health: Arc<Health>,
@@ -13,11 +14,19 @@ struct Fixture {
 fn start_admin() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let listen = Listen::Unix(dir.path().join("admin.sock"));
-    let config = Arc::new(crate::standin::defaults());
+    let (server, config) = server();
     let health = Arc::new(Health::default());
-    let server = Server::bind(config.clone()).unwrap();
     let admin = start(&listen, server, config, health.clone()).unwrap();
     Fixture { admin, health, listen, dir }
+}
+
+fn server() -> (Server, Arc<Config>) {
+    let config = Arc::new(Config {
+        listen: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
+        access_log: crate::config::LogDestination::Off,
+        ..Config::for_tests()
+    });
+    (Server::bind(config.clone()).unwrap(), config)
 }
 
 impl Fixture {
@@ -85,10 +94,9 @@ fn healthcheck_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn healthcheck_asks_a_tcp_listener_of_every_address_at_the_local_one() {
-    let config = Arc::new(crate::standin::defaults());
+    let (server, config) = server();
     let health = Arc::new(Health::default());
     health.set(State::Ready);
-    let server = Server::bind(config.clone()).unwrap();
     let any = Listen::Tcp(([0, 0, 0, 0], 0).into());
     let admin = start(&any, server, config, health).unwrap();
     assert_eq!(healthcheck(&Listen::Tcp(admin.addr().parse().unwrap()), PATIENCE), Ok(()));
@@ -123,16 +131,18 @@ fn every_metric_has_help_and_type_and_every_reason_a_sample() {
 }
 
 #[test]
-fn status_is_json_with_counts_and_budgets() {
+fn status_is_json_with_counts_upstreams_and_budgets() {
     let fixture = start_admin();
     let (_, kind, text) = fixture.get("/status");
     assert_eq!(kind, "application/json");
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(status["state"], "starting");
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(status["requests"]["in_flight"], 0);
+    assert_eq!(status["in_flight"], 0);
     assert_eq!(status["drain"]["cut"], 0);
-    assert!(status["budgets"]["memory"].is_u64());
+    assert_eq!(status["upstreams"][0]["address"], "unix:/tmp/app.sock");
+    assert_eq!(status["spooled"]["memory"], 0);
+    assert!(status["spooled"]["memory_max"].as_u64() > Some(0));
 }
 
 #[test]

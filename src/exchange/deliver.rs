@@ -131,7 +131,12 @@ impl Pump {
     }
 
     /// Write what the client takes, read what the app has, until neither moves.
-    fn poll(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+    fn poll(
+        &mut self,
+        c: &Conn,
+        x: &mut Exchange,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Reason>> {
         if let Some(mut rest) = self.rest.take() {
             // All of a small response goes out in this one write.
             self.feed(c, x, cx, rest.bytes_mut());
@@ -350,7 +355,12 @@ impl Pump {
     }
 
     /// Neither side moves: whose turn is it, and how long may it take?
-    fn wait(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+    fn wait(
+        &mut self,
+        c: &Conn,
+        x: &mut Exchange,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Reason>> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
         if !self.all_sent() && !self.head.is_empty() {

@@ -124,11 +124,8 @@ async fn story(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<Next
 
 impl Exchange {
     fn new(lp: &Rc<Loop>) -> Exchange {
-        let limits = SpoolLimits {
-            memory: lp.shared.config.body_memory,
-            disk: u64::MAX,
-            replay: true,
-        };
+        let limits =
+            SpoolLimits { memory: lp.shared.config.body_memory, disk: u64::MAX, replay: true };
         Exchange {
             lp: lp.clone(),
             record: Record::new(Peer::Unix),
@@ -207,7 +204,8 @@ impl Exchange {
         let shared = self.lp.shared.clone();
         let first = self.marks.granted.is_none();
         let deadline = self.app_deadline(c);
-        let queue_end = self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
+        let queue_end =
+            self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
         c.timer.set_at(deadline.min(queue_end));
         let mut place = None;
         let slot = poll_fn(|cx| {
@@ -249,14 +247,14 @@ impl Exchange {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         self.record.upstream_addr = Some(slot.index());
-        let connected = match c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit)) {
+        let connected = match c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit))
+        {
             Some(stream) => Connected::Registered(stream),
             None => self.connect(c, &slot, deadline).await?,
         };
         self.marks.connected = Some(Instant::now());
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
-        let started =
-            Attempt::start(connected, unix, &self.forwarded.bytes, &mut self.body);
+        let started = Attempt::start(connected, unix, &self.forwarded.bytes, &mut self.body);
         let mut attempt = match started {
             Ok(attempt) => attempt,
             // Nothing was taken: as if it had not connected.
@@ -267,8 +265,7 @@ impl Exchange {
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method.of(&self.record.head.bytes);
-                let event =
-                    attempt.poll(cx, head, &mut self.body, &mut self.response, method);
+                let event = attempt.poll(cx, head, &mut self.body, &mut self.response, method);
                 if event.is_ready() {
                     return event.map(Ok);
                 }
@@ -377,12 +374,8 @@ impl Exchange {
     async fn answer_here(&mut self, c: &Conn) -> Next {
         let mut out = Vec::new();
         let keep_alive = self.may_keep_alive(c) && self.body_is_none();
-        self.record.status = reply::write_max_forwards(
-            &mut out,
-            &self.record.head,
-            keep_alive,
-            &reply::date_now(),
-        );
+        self.record.status =
+            reply::write_max_forwards(&mut out, &self.record.head, keep_alive, &reply::date_now());
         self.send_own(c, &out, keep_alive).await
     }
 

@@ -134,7 +134,7 @@ impl Machine {
         }
     }
 
-    /// A `Tick` is wanted every few milliseconds: counts are to be looked at.
+    /// A `Tick` is wanted every few milliseconds, after what was to be done has had its effect.
     pub(super) fn ticking(&self) -> bool {
         matches!(self.phase, Phase::Draining(_))
     }
@@ -288,6 +288,8 @@ impl Machine {
         if drain.stop_accepting.is_some_and(|at| now >= at) {
             drain.stop_accepting = None;
             todo.push(Action::StopAccepting);
+            // What waits in the backlog was accepted by the kernel: it is in the next counts.
+            return;
         }
         let accepting = drain.stop_accepting.is_some();
         // A next request may come on an idle connection as long as it is kept.

@@ -148,12 +148,12 @@ impl Missing {
             return format!("ready-file {} did not appear {timeout}", file.display());
         }
         let path = &config.ready_path;
-        let (name, socket) = match &self.upstream {
-            Some(UpstreamAddr::Unix(path)) => {
-                (format!("unix:{}", path.display()), Some(path.display()))
-            }
-            Some(UpstreamAddr::Tcp(host, port)) => (format!("{host}:{port}"), None),
-            None => ("(none)".into(), None),
+        let Some(upstream) = &self.upstream else {
+            return format!("no upstream was asked {timeout}");
+        };
+        let socket = match upstream {
+            UpstreamAddr::Unix(path) => Some(path.display()),
+            UpstreamAddr::Tcp(..) => None,
         };
         let what = match (&self.seen, socket) {
             (Seen::ConnectFailed(e), Some(socket)) if e.kind() == ErrorKind::NotFound => format!(
@@ -177,12 +177,12 @@ impl Missing {
             (Seen::Refused(status), _) => {
                 let status = status.as_u16();
                 return format!(
-                    "upstream {name} was not ready {timeout}: HEAD {path} is answered with \
+                    "upstream {upstream} was not ready {timeout}: HEAD {path} is answered with \
                      {status}, and ready-path wants 2xx or 3xx"
                 );
             }
         };
-        format!("upstream {name} did not answer {timeout}: {what}")
+        format!("upstream {upstream} did not answer {timeout}: {what}")
     }
 }
 

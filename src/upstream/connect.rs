@@ -49,13 +49,8 @@ pub(crate) async fn connect(
 /// ENOENT and ECONNREFUSED: the app restarts; EAGAIN: its backlog is full. Anything else (EACCES,
 /// a name that is too long) does not get better by waiting.
 fn worth_waiting(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock,
-    };
-    matches!(
-        error.kind(),
-        NotFound | ConnectionRefused | ConnectionReset | WouldBlock | TimedOut
-    )
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | WouldBlock | TimedOut)
 }
 
 async fn once(addr: &UpstreamAddr) -> io::Result<Connected> {

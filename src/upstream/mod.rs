@@ -59,9 +59,7 @@ impl Upstreams {
         cx: &Context<'_>,
     ) -> Result<Place, QueueFull> {
         match self.lock().enter(avoid, || cx.waker().clone()) {
-            Entered::Slot(index) => {
-                Ok(Place::Slot(Some(Slot { upstreams: self.clone(), index })))
-            }
+            Entered::Slot(index) => Ok(Place::Slot(Some(Slot { upstreams: self.clone(), index }))),
             Entered::Waiting(ticket) => {
                 Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
             }
@@ -73,10 +71,6 @@ impl Upstreams {
     pub(crate) fn wake_line(&self) {
         let wakers: Vec<Waker> = self.lock().waiters().cloned().collect();
         wakers.into_iter().for_each(Waker::wake);
-    }
-
-    pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting()
     }
 
     /// Address, requests in flight and slots of each upstream, for `/status`.

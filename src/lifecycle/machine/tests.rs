@@ -117,7 +117,16 @@ fn accepting_goes_on_for_the_drain_delay() {
     assert_eq!(run.at(0.0, signal(Signal::TERM), NONE), [AnnounceClose]);
     assert_eq!(run.machine.state(), State::Draining);
     assert_eq!(run.tick(4.9, NONE), []);
-    assert_eq!(run.tick(5.0, NONE), [StopAccepting, CloseIdle, SignalChild(Signal::TERM)]);
+    assert_eq!(run.tick(5.0, NONE), [StopAccepting]);
+    assert_eq!(run.tick(5.1, NONE), [CloseIdle, SignalChild(Signal::TERM)]);
+}
+
+#[test]
+fn what_waited_in_the_backlog_is_served() {
+    let mut run = Run::serving(|plan| plan.idle_grace = Duration::ZERO);
+    assert_eq!(run.at(0.0, signal(Signal::TERM), NONE), [AnnounceClose, StopAccepting]);
+    assert_eq!(run.tick(0.1, IN_FLIGHT), [CloseIdle], "the app is needed still");
+    assert_eq!(run.tick(0.2, NONE), [SignalChild(Signal::TERM)]);
 }
 
 #[test]
@@ -135,8 +144,8 @@ fn the_app_is_told_three_seconds_before_the_deadline_and_killed_at_it() {
 #[test]
 fn the_chosen_signal_stops_the_app() {
     let mut run = Run::serving(|plan| plan.child_stop_signal = Signal::QUIT);
-    let todo = run.at(0.0, signal(Signal::TERM), NONE);
-    assert_eq!(todo.last(), Some(&SignalChild(Signal::QUIT)));
+    run.at(0.0, signal(Signal::TERM), NONE);
+    assert_eq!(run.tick(0.1, NONE), [CloseIdle, SignalChild(Signal::QUIT)]);
 }
 
 #[test]
@@ -161,7 +170,8 @@ fn a_second_int_ends_at_once() {
 fn quit_tells_the_app_at_once_and_leaves_little_time() {
     let mut run = Run::serving(|_| {});
     let todo = run.at(0.0, signal(Signal::QUIT), IN_FLIGHT);
-    assert_eq!(todo, [AnnounceClose, SignalChild(Signal::QUIT), StopAccepting, CloseIdle]);
+    assert_eq!(todo, [AnnounceClose, SignalChild(Signal::QUIT), StopAccepting]);
+    assert_eq!(run.tick(0.1, IN_FLIGHT), [CloseIdle]);
     run.tick(1.9, DELIVERING);
     assert_eq!(run.code(), None);
     run.tick(2.0, DELIVERING);
@@ -182,10 +192,9 @@ fn quit_shortens_a_drain() {
 fn an_app_that_ends_by_itself_ends_us_with_its_code_after_delivery() {
     let mut run = Run::serving(|_| {});
     let todo = run.all_at(0.0, ended(3), DELIVERING);
-    assert_eq!(
-        todo,
-        [say("app ended: exit code 3"), AnnounceClose, AppGone, StopAccepting, CloseIdle]
-    );
+    let line = say("app ended: exit code 3");
+    assert_eq!(todo, [line, AnnounceClose, AppGone, StopAccepting]);
+    assert_eq!(run.tick(0.1, DELIVERING), [CloseIdle]);
     assert_eq!(run.machine.state(), State::AppDown);
     assert_eq!(run.code(), None);
     run.tick(2.0, NONE);
@@ -196,6 +205,7 @@ fn an_app_that_ends_by_itself_ends_us_with_its_code_after_delivery() {
 fn an_app_that_died_leaves_no_more_than_the_drain_timeout() {
     let mut run = Run::serving(|_| {});
     run.at(0.0, Event::ChildEnded(Exit::Signal(9)), DELIVERING);
+    run.tick(0.1, DELIVERING);
     assert_eq!(run.tick(25.0, DELIVERING), [], "there is nobody to kill");
     assert_eq!(run.code(), Some(137));
 }

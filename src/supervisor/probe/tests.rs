@@ -12,7 +12,7 @@ fn config(socket: &Path) -> Config {
     Config {
         upstream: vec![UpstreamAddr::Unix(socket.into())],
         boot_timeout: Duration::from_secs(20),
-        ..crate::standin::defaults()
+        ..Config::for_tests()
     }
 }
 
@@ -170,7 +170,7 @@ fn a_tcp_port_without_listener_is_named() {
         let config = Config {
             upstream: vec![UpstreamAddr::Tcp("127.0.0.1".into(), port)],
             boot_timeout: SHORT,
-            ..crate::standin::defaults()
+            ..Config::for_tests()
         };
         assert_eq!(
             wait_until_ready(&config).await.unwrap_err(),
