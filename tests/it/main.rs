@@ -12,6 +12,8 @@ mod admin;
 mod buffering;
 // What is typed, and what is said about it.
 mod command_line;
+// Every message means to us what it means to hyper.
+mod differential;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
