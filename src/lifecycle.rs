@@ -115,7 +115,7 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 signal => Event::Signal(signal),
             },
             ready = &mut probe, if machine.state() == State::Starting => match ready {
-                Ok(how) => Event::AppAnswered(how),
+                Ok(seen) => Event::AppAnswered(seen),
                 Err(missing) => Event::BootFailed(missing),
             },
             () = tokio::time::sleep(TICK), if machine.ticking() => Event::Tick,
