@@ -10,7 +10,8 @@ mod relay;
 mod support;
 
 use support::proxies::Kind;
-use support::{cpu, process};
+use support::rescue::Front;
+use support::{cpu, memory, process, rescue};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue]
@@ -83,14 +84,14 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     }
     let wanted = |part: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == part);
     let dir = tempfile::tempdir()?;
+    let named = |name: &str| {
+        let name = name.to_lowercase();
+        options.proxies.is_empty() || options.proxies.iter().any(|text| name.contains(text))
+    };
     let select = |kinds: &[Kind]| -> Vec<Kind> {
-        let named = |kind: &Kind| {
-            let name = kind.name().to_lowercase();
-            options.proxies.is_empty() || options.proxies.iter().any(|text| name.contains(text))
-        };
         let installed =
             |kind: &Kind| kind.version().map_err(|advice| eprintln!("left out: {advice}")).is_ok();
-        kinds.iter().copied().filter(named).filter(installed).collect()
+        kinds.iter().copied().filter(|kind| named(kind.name())).filter(installed).collect()
     };
     if wanted("cpu") {
         let kinds = select(&[
@@ -103,6 +104,26 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         ]);
         let rounds = if options.quick { 1 } else { 3 };
         println!("{}", cpu::run(&kinds, &options.case, rounds, dir.path())?);
+    }
+    if wanted("memory") {
+        let kinds = select(&[
+            Kind::Bufproxy,
+            Kind::Nginx,
+            Kind::NginxLarge,
+            Kind::Haproxy,
+            Kind::Caddy,
+            Kind::Hyper,
+            Kind::Relay,
+        ]);
+        println!("{}", memory::run(&kinds, &options.case, options.quick, dir.path())?);
+    }
+    if wanted("rescue") {
+        let kinds = select(&[Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Caddy]);
+        let mut fronts = vec![Front::Nothing];
+        fronts.extend(kinds.into_iter().map(Front::Proxy));
+        fronts.push(Front::Waitress);
+        fronts.retain(|front| named(front.name()));
+        println!("{}", rescue::run(&fronts, options.quick, dir.path())?);
     }
     Ok(())
 }

@@ -5,12 +5,13 @@
 //! peer there: the first address that is not itself a trusted proxy's is the client, and everything
 //! to the left of it is what the client made up.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use crate::config::{Config, Peer, TrustConfig};
+use crate::config::{Config, Peer, TrustConfig, trust_presets};
 use crate::http1::{Field, FieldId, RequestHead};
 
 /// What is believed of one request.
@@ -49,13 +50,19 @@ pub fn resolve(config: &Config, peer: Peer, head: &RequestHead) -> Resolved {
     let scheme = forwarded_proto(head, &walk).or(walk.proto).unwrap_or("http");
     if let Some(client) = client
         && SAID.load(Relaxed) & SAID_CDN == 0
-        && in_ranges(&CLOUDFLARE, client)
-        && !in_ranges(&config.trust.ranges, client)
+        && is_untrusted_cdn(&config.trust, client)
         && first_time(SAID_CDN)
     {
         tracing::warn!("{}", cdn_client(client));
     }
     Resolved { trusted: true, client, scheme }
+}
+
+/// The field in which a trusted peer names the client: `real-ip-header`, else Fly's own, because the
+/// X-Forwarded-For that Fly's proxy writes ends in the address of the app.
+pub fn real_ip_header(config: &Config) -> Option<&str> {
+    let fly = || config.trust.presets.iter().any(|preset| preset == "fly");
+    config.real_ip_header.as_deref().or_else(|| fly().then_some("Fly-Client-IP"))
 }
 
 /// Loopback, private, shared and link-local addresses: what the preset `private` covers.
@@ -67,41 +74,6 @@ pub fn is_private(ip: IpAddr) -> bool {
         }
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
-}
-
-/// The ranges of the preset `cloudflare`, as published at <https://www.cloudflare.com/ips/>.
-pub const CLOUDFLARE: [IpNet; 22] = [
-    v4([173, 245, 48, 0], 20),
-    v4([103, 21, 244, 0], 22),
-    v4([103, 22, 200, 0], 22),
-    v4([103, 31, 4, 0], 22),
-    v4([141, 101, 64, 0], 18),
-    v4([108, 162, 192, 0], 18),
-    v4([190, 93, 240, 0], 20),
-    v4([188, 114, 96, 0], 20),
-    v4([197, 234, 240, 0], 22),
-    v4([198, 41, 128, 0], 17),
-    v4([162, 158, 0, 0], 15),
-    v4([104, 16, 0, 0], 13),
-    v4([104, 24, 0, 0], 14),
-    v4([172, 64, 0, 0], 13),
-    v4([131, 0, 72, 0], 22),
-    v6([0x2400, 0xcb00, 0, 0, 0, 0, 0, 0], 32),
-    v6([0x2606, 0x4700, 0, 0, 0, 0, 0, 0], 32),
-    v6([0x2803, 0xf800, 0, 0, 0, 0, 0, 0], 32),
-    v6([0x2405, 0xb500, 0, 0, 0, 0, 0, 0], 32),
-    v6([0x2405, 0x8100, 0, 0, 0, 0, 0, 0], 32),
-    v6([0x2a06, 0x98c0, 0, 0, 0, 0, 0, 0], 29),
-    v6([0x2c0f, 0xf248, 0, 0, 0, 0, 0, 0], 32),
-];
-
-const fn v4(o: [u8; 4], bits: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(o[0], o[1], o[2], o[3]), bits))
-}
-
-const fn v6(s: [u16; 8], bits: u8) -> IpNet {
-    let ip = Ipv6Addr::new(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]);
-    IpNet::V6(Ipv6Net::new_assert(ip, bits))
 }
 
 fn in_ranges(ranges: &[IpNet], ip: IpAddr) -> bool {
@@ -159,9 +131,9 @@ fn walk(trust: &TrustConfig, peer: Option<IpAddr>, head: &RequestHead) -> Walk {
     walk
 }
 
-/// The value of `real-ip-header`, where it came exactly once and is an address.
+/// The value of `real_ip_header`, where it came exactly once and is an address.
 fn real_ip(config: &Config, head: &RequestHead) -> Option<IpAddr> {
-    let name = config.real_ip_header.as_deref()?.as_bytes();
+    let name = real_ip_header(config)?.as_bytes();
     let mut fields =
         head.fields.iter().filter(|f| f.name.of(&head.bytes).eq_ignore_ascii_case(name));
     match (fields.next(), fields.next()) {
@@ -251,6 +223,18 @@ fn first_time(bit: u64) -> bool {
     SAID.load(Relaxed) & bit == 0 && SAID.fetch_or(bit, Relaxed) & bit == 0
 }
 
+/// Cloudflare is the one that most platforms are behind, and its addresses are published.
+fn is_cdn(ip: IpAddr) -> bool {
+    static CLOUDFLARE: LazyLock<Vec<IpNet>> = LazyLock::new(trust_presets::cloudflare);
+    in_ranges(&CLOUDFLARE, ip)
+}
+
+/// The client is an address of the CDN: then its X-Forwarded-For, with the visitor in it, was not
+/// read on.
+fn is_untrusted_cdn(trust: &TrustConfig, client: IpAddr) -> bool {
+    is_cdn(client) && !in_ranges(&trust.ranges, client)
+}
+
 /// Fields by which a proxy says who the client is.
 fn is_claim(id: FieldId) -> bool {
     matches!(
@@ -273,7 +257,7 @@ fn dropped_claim(head: &RequestHead, field: &Field, peer: Option<IpAddr>) -> Str
     let (from, preset) = match peer {
         None => ("a Unix socket".to_string(), "private".to_string()),
         Some(ip) if is_private(ip) => (ip.to_string(), "private".to_string()),
-        Some(ip) if in_ranges(&CLOUDFLARE, ip) => (ip.to_string(), "cloudflare".to_string()),
+        Some(ip) if is_cdn(ip) => (ip.to_string(), "cloudflare".to_string()),
         Some(ip) => (ip.to_string(), IpNet::from(ip).to_string()),
     };
     format!(

@@ -3,6 +3,8 @@
 pub(crate) mod app;
 pub(crate) mod cpu;
 pub(crate) mod load;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod proxies;
+pub(crate) mod rescue;
 pub(crate) mod table;

@@ -2,8 +2,9 @@
 //! kernel's accounting over all of its processes (nginx has a master and a worker), and ended with
 //! everything that it started.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -38,15 +39,15 @@ impl Cpu {
 }
 
 impl Process {
-    /// Starts `command` with its standard output in `log`. It ends when the bench does, whatever
-    /// ends that (see `enter`).
-    pub(crate) fn start(command: &Command, log: fs::File) -> io::Result<Process> {
+    /// Starts `command` with its standard output in `log`, its errors in `errors`. It ends when the
+    /// bench does, whatever ends that (see `enter`).
+    pub(crate) fn start(command: &Command, log: File, errors: File) -> io::Result<Process> {
         let mut shim = Command::new("/proc/self/exe");
         shim.arg("exec").arg(command.get_program()).args(command.get_args());
         if let Some(dir) = command.get_current_dir() {
             shim.current_dir(dir);
         }
-        Ok(Process { child: shim.stdin(Stdio::null()).stdout(log).spawn()? })
+        Ok(Process { child: shim.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()? })
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
@@ -74,6 +75,18 @@ impl Process {
             let rollup = read(&format!("/proc/{pid}/smaps_rollup"));
             let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
             number(line.and_then(|line| line.split_whitespace().next())) * 1024
+        };
+        self.pids().into_iter().map(of).sum()
+    }
+
+    /// Bytes in files that are open and have no name any more: spooled bodies.
+    pub(crate) fn disk(&self) -> u64 {
+        let of = |pid: i32| {
+            let fds = list(&format!("/proc/{pid}/fd")).into_iter();
+            let unnamed = fds.map(|fd| format!("/proc/{pid}/fd/{fd}")).filter(|path| {
+                fs::read_link(path).is_ok_and(|to| to.to_string_lossy().ends_with(" (deleted)"))
+            });
+            unnamed.filter_map(|path| Some(fs::metadata(path).ok()?.st_blocks() * 512)).sum::<u64>()
         };
         self.pids().into_iter().map(of).sum()
     }

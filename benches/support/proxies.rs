@@ -128,7 +128,15 @@ impl Proxy {
                 command.arg("-db").arg("-f").arg(config);
             }
             Kind::Caddy => {
-                let config = configure(include_str!("../conf/Caddyfile"), &[])?;
+                // Debian 12's is the last version with the old names.
+                let old = kind.version().is_ok_and(|version| version.starts_with("2.6.2"));
+                let buffers = if old {
+                    "buffer_requests\n\t\tbuffer_responses"
+                } else {
+                    "request_buffers 64MB\n\t\tresponse_buffers 64MB"
+                };
+                let config =
+                    configure(include_str!("../conf/Caddyfile"), &[("@BUFFERS@", buffers)])?;
                 command = Command::new("caddy");
                 command.args(["run", "--adapter", "caddyfile", "--config"]).arg(config);
             }
@@ -142,26 +150,29 @@ impl Proxy {
             }
         }
         let log = File::options().append(true).open(log)?;
-        let mut proxy = Proxy { kind, address, process: Process::start(&command, log)? };
-        proxy.wait()?;
-        Ok(proxy)
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        wait_for(self.address, &mut self.process, self.kind.name())
+        let process = start(&command, log, &dir, || TcpStream::connect(address).is_ok())?;
+        Ok(Proxy { kind, address, process })
     }
 }
 
-/// Returns when `address` accepts connections.
-pub(crate) fn wait_for(address: SocketAddr, process: &mut Process, name: &str) -> io::Result<()> {
+/// Starts `command` with its standard output in `log` and its errors in `dir`; returns when `is_up`.
+pub(crate) fn start(
+    command: &Command,
+    log: File,
+    dir: &Path,
+    is_up: impl Fn() -> bool,
+) -> io::Result<Process> {
+    let errors = dir.join("errors");
+    let mut process = Process::start(command, log, File::create(&errors)?)?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while TcpStream::connect(address).is_err() {
+    while !is_up() {
         if process.has_ended() || Instant::now() > deadline {
-            return Err(io::Error::other(format!("{name} did not come up")));
+            let said = fs::read_to_string(errors)?;
+            return Err(io::Error::other(format!("{command:?} did not come up: {said}")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
+    Ok(process)
 }
 
 /// An address on 127.0.0.1 that nobody listens on now.

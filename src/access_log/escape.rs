@@ -6,7 +6,7 @@
 /// The escaping of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Escape {
-    /// nginx's `escape=default`: `"`, `\`, control and 8-bit bytes as `\xHH`; `-` for nothing.
+    /// nginx's `escape=default`: `"`, `\`, control and 8-bit bytes as `\xHH`.
     Text,
     /// Strings of JSON, always valid UTF-8: invalid bytes become U+FFFD.
     Json,

@@ -7,6 +7,7 @@
 mod clock;
 pub mod diagnostics;
 mod escape;
+mod fields;
 mod template;
 mod variable;
 mod writer;

@@ -195,7 +195,6 @@ fn append(out: &mut Vec<u8>, value: Value<'_>, escape: Escape, quoted: bool, cap
             Escape::Json if !quoted => out.extend_from_slice(b"null"),
             Escape::Json | Escape::Logfmt => {}
         },
-        Value::Text([]) if escape == Escape::Text => out.push(b'-'),
         Value::Text(text) | Value::Plain(text) => {
             let quotes = !quoted
                 && match escape {

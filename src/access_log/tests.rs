@@ -21,7 +21,10 @@ pub(super) fn head(text: &[u8]) -> RequestHead {
     }
     for line in lines.filter(|line| !line.is_empty()) {
         let colon = line.iter().position(|&b| b == b':').unwrap();
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (name, mut value) = (&line[..colon], &line[colon + 1..]);
+        while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+            value = rest;
+        }
         head.fields.push(Field { id: FieldId::of(name), name: span(name), value: span(value) });
     }
     head

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use super::Record;
 use super::clock::{Clock, digits, since_epoch};
+use super::fields::{self, request_line};
 use crate::config::{LogQuery, Peer};
 use crate::error::Reason;
-use crate::http1::{RequestHead, Version};
+use crate::http1::Version;
 
 /// What a `$name` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,20 +296,21 @@ impl<'a> Source<'a> {
                 Version::Http10 => b"http1.0",
                 Version::Http11 => b"http1.1",
             }),
-            Variable::Referer => match first_field(head, "referer") {
+            Variable::Referer => match self.first("referer") {
                 Some(url) => Value::Text(self.without_query(url, url.len(), scratch)),
                 None => Value::Missing,
             },
-            Variable::RemoteUser => first_field(head, "authorization")
+            Variable::RemoteUser => self
+                .first("authorization")
                 .and_then(|credentials| basic_user(credentials, scratch))
                 .into(),
             Variable::Request => {
-                let line = head.line.of(&head.bytes);
+                let line = request_line(head);
                 // The query ends at the version. A malformed line may have none.
                 let end = line.windows(6).rposition(|w| w == b" HTTP/").unwrap_or(line.len());
                 non_empty(self.without_query(line, end, scratch))
             }
-            Variable::RequestField(name) => joined_fields(head, name, scratch).into(),
+            Variable::RequestField(name) => self.joined(name, scratch).into(),
             Variable::RequestId => non_empty(&record.request_id),
             Variable::RequestLength => Value::Number(record.request_length),
             Variable::RequestUri => {
@@ -347,7 +349,7 @@ impl<'a> Source<'a> {
             Variable::UpstreamStatus if record.upstream_status == 0 => Value::Missing,
             Variable::UpstreamStatus => Value::Number(record.upstream_status.into()),
             Variable::Uri => non_empty(split_query(self.uri()).0),
-            Variable::UserAgent => first_field(head, "user-agent").into(),
+            Variable::UserAgent => self.first("user-agent").into(),
         }
     }
 
@@ -356,13 +358,38 @@ impl<'a> Source<'a> {
         self.record.time + self.record.service
     }
 
-    /// The target without scheme and authority, as nginx's `$request_uri`.
+    /// The target without scheme and authority, as nginx's `$request_uri`; a target that could
+    /// not be read as it is.
     fn uri(&self) -> &'a [u8] {
         let head = &self.record.head;
         match head.path.of(&head.bytes) {
-            [] if !head.method.is_empty() => b"/",
+            [] if head.authority.is_some() => b"/",
+            [] => head.target.of(&head.bytes),
             path => path,
         }
+    }
+
+    /// Value of the first line of a request field that is no list (`name` in lower case).
+    fn first<'s>(&'s self, name: &'s str) -> Option<&'s [u8]> {
+        self.fields(name).next()
+    }
+
+    /// Value of a request field; several lines are joined (RFC 9110, 5.3, and RFC 9113, 8.2.3).
+    fn joined<'s>(&'s self, name: &'s str, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
+        let mut values = self.fields(name);
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(first) };
+        scratch.extend_from_slice(first);
+        let separator = if name == "cookie" { b"; " } else { b", " };
+        for value in std::iter::once(second).chain(values) {
+            scratch.extend_from_slice(separator);
+            scratch.extend_from_slice(value);
+        }
+        Some(scratch)
+    }
+
+    fn fields<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
+        fields::values(&self.record.head, name, self.record.end != Reason::Ok)
     }
 
     /// The authority's host in lower case, without its port.
@@ -370,7 +397,7 @@ impl<'a> Source<'a> {
         let head = &self.record.head;
         let authority = match head.authority {
             Some(span) => span.of(&head.bytes),
-            None => first_field(head, "host")?,
+            None => self.first("host")?,
         };
         let end = match authority {
             [b'[', ..] => authority.iter().position(|&b| b == b']').map(|i| i + 1),
@@ -537,36 +564,6 @@ fn marks<'s>(record: &Record, scratch: &'s mut Vec<u8>) -> Value<'s> {
         scratch.extend_from_slice(b" stream=1");
     }
     Value::Plain(scratch)
-}
-
-/// Value of the first line of a request field that is no list (`name` in lower case).
-fn first_field<'s>(head: &'s RequestHead, name: &'s str) -> Option<&'s [u8]> {
-    fields(head, name).next()
-}
-
-/// Value of a request field; several lines are joined (RFC 9110, 5.3, and RFC 9113, 8.2.3).
-fn joined_fields<'s>(
-    head: &'s RequestHead,
-    name: &'s str,
-    scratch: &'s mut Vec<u8>,
-) -> Option<&'s [u8]> {
-    let mut values = fields(head, name);
-    let first = values.next()?;
-    let Some(second) = values.next() else { return Some(first) };
-    scratch.extend_from_slice(first);
-    let separator = if name == "cookie" { b"; " } else { b", " };
-    for value in std::iter::once(second).chain(values) {
-        scratch.extend_from_slice(separator);
-        scratch.extend_from_slice(value);
-    }
-    Some(scratch)
-}
-
-fn fields<'s>(head: &'s RequestHead, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
-    head.fields
-        .iter()
-        .filter(move |field| field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()))
-        .map(|field| field.value.of(&head.bytes))
 }
 
 /// Value of the first line of a response field in `head`, which is as it was sent.

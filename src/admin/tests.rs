@@ -5,7 +5,6 @@ use super::*;
 /// An admin listener on a Unix socket of its own, beside event loops that do nothing: it answers all
 /// the same.
 struct Fixture {
-    _loop: tokio::runtime::LocalRuntime,
     admin: Admin,
     health: Arc<Health>,
     listen: Listen,
@@ -15,22 +14,19 @@ struct Fixture {
 fn start_admin() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let listen = Listen::Unix(dir.path().join("admin.sock"));
-    let (_loop, server, config) = server();
+    let (server, config) = server();
     let health = Arc::new(Health::default());
     let admin = start(&listen, server, config, health.clone()).unwrap();
-    Fixture { _loop, admin, health, listen, dir }
+    Fixture { admin, health, listen, dir }
 }
 
-fn server() -> (tokio::runtime::LocalRuntime, Server, Arc<Config>) {
+fn server() -> (Server, Arc<Config>) {
     let config = Arc::new(Config {
         listen: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
         access_log: crate::config::LogDestination::Off,
         ..Config::for_tests()
     });
-    let event_loop =
-        Builder::new_current_thread().enable_all().build_local(Default::default()).unwrap();
-    let server = event_loop.block_on(async { Server::bind(config.clone()).unwrap() });
-    (event_loop, server, config)
+    (Server::bind(config.clone()).unwrap(), config)
 }
 
 impl Fixture {
@@ -98,7 +94,7 @@ fn healthcheck_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn healthcheck_asks_a_tcp_listener_of_every_address_at_the_local_one() {
-    let (_loop, server, config) = server();
+    let (server, config) = server();
     let health = Arc::new(Health::default());
     health.set(State::Ready);
     let any = Listen::Tcp(([0, 0, 0, 0], 0).into());

@@ -121,3 +121,175 @@ fn content_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::Limits;
+
+    const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
+
+    fn response(text: &str) -> ResponseHead {
+        let mut head = ResponseHead::default();
+        let input = text.replace('\n', "\r\n") + "\r\n";
+        let limits = Limits { head: 1 << 20, fields: 100 };
+        assert_eq!(head.parse(input.as_bytes(), b"GET", &limits), Ok(Some(input.len())), "{text}");
+        head
+    }
+
+    fn written(text: &str, version: Version, framing: Framing, keep_alive: bool) -> String {
+        let mut out = Vec::new();
+        write(&mut out, &response(text), &ClientHead { version, framing, keep_alive, date: DATE });
+        let mut fields = [httparse::EMPTY_HEADER; 100];
+        let parsed = httparse::Response::new(&mut fields).parse(&out);
+        assert_eq!(parsed, Ok(httparse::Status::Complete(out.len())));
+        String::from_utf8(out).unwrap().replace("\r\n", "\n")
+    }
+
+    #[test]
+    fn end_to_end_fields_keep_their_order_bytes_and_case() {
+        let fields = "Server: gunicorn\ndate: Mon, 07 Nov 1994 08:49:37 GMT\nSet-Cookie: a=1; Path=/\n\
+                      X-Powered_By: t\nset-cookie: b=2, x\nX-O: caf\u{e9}\nX-Empty: \n\
+                      Server-Timing: db;dur=1.5\nFly-Replay: region=sjc\nVia: 1.1 inner\n";
+        let text = format!("HTTP/1.1 200 OK\n{fields}Content-Length: 5\n");
+        let head = written(&text, Version::Http11, Framing::Length(5), true);
+        assert_eq!(head, format!("HTTP/1.1 200 OK\n{fields}Content-Length: 5\n\n"));
+    }
+
+    #[test]
+    fn fields_of_the_apps_connection_and_framing_end_here() {
+        let head = written(
+            "HTTP/1.1 200 OK\nConnection: keep-alive, X-Hop\nX-Hop: 1\nX-Hop2: 1\n\
+             Keep-Alive: max=777\nProxy-Connection: keep-alive\nTransfer-Encoding: chunked\n\
+             Upgrade: h2c\nTE: a\nTrailer: X-T\nX-Accel-Buffering: no\n",
+            Version::Http11,
+            Framing::Chunked,
+            true,
+        );
+        let expected =
+            "X-Hop2: 1\nDate: Sun, 06 Nov 1994 08:49:37 GMT\nTransfer-Encoding: chunked\n\n";
+        assert_eq!(head, format!("HTTP/1.1 200 OK\n{expected}"));
+    }
+
+    #[test]
+    fn the_body_ends_where_one_line_says() {
+        let date = "Date: Sun, 06 Nov 1994 08:49:37 GMT\n";
+        for (status, framing, line) in [
+            ("200 OK", Framing::Length(5), "Content-Length: 5\n"),
+            ("200 OK", Framing::Length(u64::MAX), "Content-Length: 18446744073709551615\n"),
+            ("200 OK", Framing::Chunked, "Transfer-Encoding: chunked\n"),
+            ("200 OK", Framing::Close, "Connection: close\n"),
+            ("200 OK", Framing::None(Some(1234)), "Content-Length: 1234\n"),
+            ("200 OK", Framing::None(None), ""),
+            ("304 Not Modified", Framing::None(Some(1234)), "Content-Length: 1234\n"),
+            ("204 No Content", Framing::None(Some(0)), ""),
+        ] {
+            let text = format!("HTTP/1.1 {status}\nContent-Length: 7\n");
+            let head = written(&text, Version::Http11, framing, true);
+            assert_eq!(head, format!("HTTP/1.1 {status}\n{date}{line}\n"), "{framing:?}");
+        }
+    }
+
+    #[test]
+    fn connection_is_said_as_the_clients_version_needs_it() {
+        for (version, keep_alive, framing, line) in [
+            (Version::Http11, true, Framing::Length(5), ""),
+            (Version::Http11, false, Framing::Length(5), "Connection: close\n"),
+            (Version::Http10, true, Framing::Length(5), "Connection: keep-alive\n"),
+            (Version::Http10, false, Framing::Length(5), "Connection: close\n"),
+            (Version::Http10, true, Framing::Close, "Connection: close\n"),
+        ] {
+            let head =
+                written("HTTP/1.1 200 OK\nConnection: close\n", version, framing, keep_alive);
+            assert!(head.starts_with("HTTP/1.1 200 OK\n"), "{head}");
+            let lines: String =
+                head.split_inclusive('\n').filter(|l| l.starts_with("Connection")).collect();
+            assert_eq!(lines, line, "{version:?} {keep_alive}");
+        }
+    }
+
+    #[test]
+    fn the_status_line_always_has_a_reason_phrase() {
+        for (line, expected) in [
+            ("HTTP/1.1 200 Fine", "HTTP/1.1 200 Fine"),
+            ("HTTP/1.0 404 NOT FOUND", "HTTP/1.1 404 NOT FOUND"),
+            ("HTTP/1.1 404 ", "HTTP/1.1 404 Not Found"),
+            ("HTTP/1.1 404", "HTTP/1.1 404 Not Found"),
+            ("HTTP/1.1 299 ", "HTTP/1.1 299 Unknown"),
+            ("HTTP/1.1 599", "HTTP/1.1 599 Unknown"),
+        ] {
+            let text = format!("{line}\nContent-Length: 0\n");
+            let head = written(&text, Version::Http11, Framing::Length(0), true);
+            assert_eq!(head.lines().next(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn an_informational_head_has_fields_but_no_framing() {
+        let mut out = b"before".to_vec();
+        let head = response(
+            "HTTP/1.1 103 Early Hints\nLink: </a>; rel=preload\nConnection: keep-alive\n\
+             Content-Length: 5\n",
+        );
+        write_informational(&mut out, &head);
+        let expected = b"beforeHTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n";
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn whatever_the_app_says_the_client_gets_one_framing() {
+        let names = "Connection Content-Length Transfer-Encoding Keep-Alive Trailer TE Upgrade \
+                     X-Accel-Buffering Date X-Hop Set-Cookie Proxy-Connection Content-Type X_Y";
+        let names: Vec<&str> = names.split(' ').collect();
+        let values =
+            ["", "5", "chunked", "close, x-hop, date", "keep-alive", "no", "a b\t\u{e9}", "x: y"];
+        let framings = [
+            Framing::None(None),
+            Framing::None(Some(3)),
+            Framing::Length(3),
+            Framing::Chunked,
+            Framing::Close,
+        ];
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut accepted = 0;
+        for _ in 0..20_000 {
+            let status = random.choice([200, 204, 304, 404, 599]).unwrap();
+            let mut text = format!("HTTP/1.1 {status} \r\n");
+            for _ in 0..random.usize(..8) {
+                let (name, value) =
+                    (random.choice(&names).unwrap(), random.choice(values).unwrap());
+                text += &format!("{name}: {value}\r\n");
+            }
+            text += "\r\n";
+            let mut head = ResponseHead::default();
+            let limits = Limits { head: 1 << 20, fields: 100 };
+            let Ok(Some(_)) = head.parse(text.as_bytes(), b"GET", &limits) else { continue };
+            accepted += 1;
+            let framing = random.choice(framings).unwrap();
+            let version = random.choice([Version::Http10, Version::Http11]).unwrap();
+            let mut out = Vec::new();
+            let with = ClientHead { version, framing, keep_alive: random.bool(), date: DATE };
+            write(&mut out, &head, &with);
+
+            let mut fields = [httparse::EMPTY_HEADER; 100];
+            let mut parsed = httparse::Response::new(&mut fields);
+            assert_eq!(parsed.parse(&out), Ok(httparse::Status::Complete(out.len())), "{text}");
+            let count = |name: &str| {
+                parsed.headers.iter().filter(|f| f.name.eq_ignore_ascii_case(name)).count()
+            };
+            let said = (count("Content-Length"), count("Transfer-Encoding"));
+            let expected = match framing {
+                Framing::None(Some(_)) if status == 204 => (0, 0),
+                Framing::None(Some(_)) | Framing::Length(_) => (1, 0),
+                Framing::Chunked => (0, 1),
+                Framing::None(None) | Framing::Close => (0, 0),
+            };
+            assert_eq!(said, expected, "{text}");
+            assert!(count("Date") >= 1 && count("Connection") <= 1, "{text}");
+            for name in ["Keep-Alive", "Trailer", "TE", "Upgrade", "X-Accel-Buffering"] {
+                assert_eq!(count(name), 0, "{name} for {text}");
+            }
+        }
+        assert!(accepted > 2_000, "{accepted}");
+    }
+}

@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, Forwarded, Peer};
 use crate::http1::{Field, FieldId, RequestHead, Span, Version};
-use crate::trust::Resolved;
+use crate::trust::{Resolved, real_ip_header};
 
 /// What `ForwardedHead::write` needs beside the head.
 pub struct Forward<'a> {
@@ -199,7 +199,7 @@ impl ForwardedHead {
             Some(id) => out.extend_from_slice(id),
             None => out.extend_from_slice(&uuid()),
         }
-        self.request_id = span(start, out.len());
+        self.request_id = Span::new(start, out.len());
 
         // A front whose clock is ahead of ours would put the start into the future, which agents
         // throw away.
@@ -208,7 +208,7 @@ impl ForwardedHead {
         out.extend_from_slice(b"\r\nX-Request-Start: ");
         let start = out.len();
         out.extend_from_slice(&thirteen_digits(self.start_ms));
-        self.request_start = span(start, out.len());
+        self.request_start = Span::new(start, out.len());
 
         out.extend_from_slice(match head.version {
             Version::Http10 => b"\r\nVia: 1.0 bufproxy\r\n",
@@ -251,24 +251,12 @@ fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(CRLF);
 }
 
-fn span(start: usize, end: usize) -> Span {
-    Span { start: start as u32, end: end as u32 }
-}
-
-/// Method, target and version. Target bytes are not touched, only the form is (RFC 9112, 3.2.1).
+/// Method, target and version. Of the target only the form changes (RFC 9112, 3.2.1).
 fn request_line(out: &mut Vec<u8>, head: &RequestHead) {
-    let method = head.method.of(&head.bytes);
-    let path = head.path.of(&head.bytes);
-    out.extend_from_slice(method);
+    out.extend_from_slice(head.method());
     out.extend_from_slice(b" ");
-    match path.first() {
-        // `OPTIONS http://host HTTP/1.1` asks for the server as a whole (RFC 9112, 3.2.4).
-        None if method == b"OPTIONS" => out.extend_from_slice(b"*"),
-        // `http://host?query` has an empty path.
-        None | Some(b'?') => out.extend_from_slice(b"/"),
-        Some(_) => {}
-    }
-    out.extend_from_slice(path);
+    out.extend_from_slice(head.path_prefix());
+    out.extend_from_slice(head.path.of(&head.bytes));
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
@@ -310,10 +298,8 @@ fn named_in_connection(head: &RequestHead, field: &Field) -> bool {
 }
 
 fn is_real_ip_header(config: &Config, head: &RequestHead, field: &Field) -> bool {
-    match &config.real_ip_header {
-        Some(name) => field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()),
-        None => false,
-    }
+    real_ip_header(config)
+        .is_some_and(|name| field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// All values of one field as one list, in order.
@@ -359,8 +345,8 @@ fn forwarded_element(out: &mut Vec<u8>, ip: Option<IpAddr>, host: Option<&[u8]>,
         }
         None => out.extend_from_slice(b"unknown"),
     }
-    // A quote inside would end the quoted string: no such host exists.
-    if let Some(host) = host.filter(|h| !h.iter().any(|b| matches!(b, b'"' | b'\\'))) {
+    // Quoted for the colon of a port; a valid host holds nothing that would need an escape.
+    if let Some(host) = host {
         out.extend_from_slice(b";host=\"");
         out.extend_from_slice(host);
         out.extend_from_slice(b"\"");
@@ -370,7 +356,7 @@ fn forwarded_element(out: &mut Vec<u8>, ip: Option<IpAddr>, host: Option<&[u8]>,
 }
 
 fn is_options_or_trace(head: &RequestHead) -> bool {
-    matches!(head.method.of(&head.bytes), b"OPTIONS" | b"TRACE")
+    matches!(head.method(), b"OPTIONS" | b"TRACE")
 }
 
 /// Max-Forwards less one (RFC 9110, 7.6.2); what is not a number is passed as it came.

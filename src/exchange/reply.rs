@@ -56,7 +56,7 @@ pub fn write(out: &mut Vec<u8>, reply: &Reply<'_>) -> usize {
     connection(out, reply.head.version, reply.keep_alive);
     out.extend_from_slice(b"\r\n");
     let head_length = out.len() - start;
-    if reply.head.method.of(&reply.head.bytes) != b"HEAD" {
+    if !reply.head.is_head() {
         out.extend_from_slice(&body);
     }
     head_length
@@ -71,7 +71,7 @@ pub fn write_max_forwards(
     keep_alive: bool,
     date: &[u8; 29],
 ) -> u16 {
-    let status = if head.method.of(&head.bytes) == b"OPTIONS" { 200 } else { 501 };
+    let status = if head.method() == b"OPTIONS" { 200 } else { 501 };
     begin(out, status, date);
     out.extend_from_slice(b"Content-Length: 0\r\n");
     connection(out, head.version, keep_alive);
@@ -217,5 +217,189 @@ fn is_weight_zero(parameter: &[u8]) -> bool {
     match parameter {
         [b'q' | b'Q', b'=', weight @ ..] => weight.iter().all(|b| matches!(b, b'0' | b'.')),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::tests::request;
+
+    const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
+    const ID: &[u8] = b"8b6402de-d072-42c4-9854-0f71697b30e5";
+
+    fn reply<'a>(reason: Reason, head: &'a RequestHead) -> Reply<'a> {
+        let (request_id, date) = (ID, DATE);
+        Reply {
+            reason,
+            head,
+            request_id,
+            keep_alive: false,
+            error_page: None,
+            date,
+            retry_after: 2,
+        }
+    }
+
+    /// The head and the body, with bare newlines; checks what `write` says of the head's length.
+    fn written(reply: &Reply<'_>) -> (String, String) {
+        let mut out = b"before".to_vec();
+        let head_length = write(&mut out, reply);
+        let body = String::from_utf8(out.split_off(6 + head_length)).unwrap();
+        assert!(out.ends_with(b"\r\n\r\n"));
+        (String::from_utf8(out.split_off(6)).unwrap().replace("\r\n", "\n"), body)
+    }
+
+    fn get(accept: &str) -> RequestHead {
+        request(&format!("GET / HTTP/1.1\nHost: a\n{accept}"))
+    }
+
+    #[test]
+    fn plain_text_says_one_sentence_and_the_request_id() {
+        let (head, body) = written(&reply(Reason::QueueFull, &get("Accept: */*\n")));
+        assert_eq!(
+            head,
+            "HTTP/1.1 503 Service Unavailable\nDate: Sun, 06 Nov 1994 08:49:37 GMT\n\
+             Content-Type: text/plain; charset=utf-8\nContent-Length: 103\n\
+             Cache-Control: no-store\nRetry-After: 2\nConnection: close\n\n"
+        );
+        assert_eq!(
+            body,
+            "This site is very busy. Please try again in a moment.\n\
+             Request id: 8b6402de-d072-42c4-9854-0f71697b30e5\n"
+        );
+    }
+
+    #[test]
+    fn browsers_get_html() {
+        let (head, body) = written(&reply(Reason::BodyTooLarge, &get("Accept: text/html\n")));
+        assert!(head.contains("\nContent-Type: text/html; charset=utf-8\n"), "{head}");
+        assert_eq!(
+            body,
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width\">\n\
+             <title>413 Content Too Large</title>\n<h1>Content Too Large</h1>\n\
+             <p>The request body is larger than this site accepts.</p>\n\
+             <p>Request id: <code>8b6402de-d072-42c4-9854-0f71697b30e5</code></p>\n"
+        );
+    }
+
+    #[test]
+    fn html_only_where_accept_names_it() {
+        for (accept, html) in [
+            ("", false),
+            ("Accept: */*\n", false),
+            ("Accept: text/*\n", false),
+            ("Accept: application/json, text/plain\n", false),
+            ("Accept: text/html;q=0\n", false),
+            ("Accept: text/html; q=0.000, */*\n", false),
+            ("Accept: text/htmlx\n", false),
+            ("Accept: text/html\n", true),
+            ("Accept: Text/HTML;q=0.1\n", true),
+            ("Accept: application/json, application/xhtml+xml ;q=0.9,*/*;q=0.8\n", true),
+            ("Accept: application/json\nAccept: text/html\n", true),
+        ] {
+            let (head, _) = written(&reply(Reason::AppTimeout, &get(accept)));
+            assert_eq!(head.contains("text/html"), html, "{accept}");
+            assert_eq!(head.contains("text/plain"), !html, "{accept}");
+        }
+    }
+
+    #[test]
+    fn every_reason_with_a_status_is_a_whole_response() {
+        let head = get("");
+        for reason in Reason::ALL {
+            if matches!(reason.status(), 0 | 499) {
+                continue;
+            }
+            let (head, body) = written(&reply(reason, &head));
+            assert!(head.starts_with(&format!("HTTP/1.1 {} ", reason.status())), "{head}");
+            assert!(!head.contains("Unknown"), "{head}");
+            assert!(head.contains(&format!("\nContent-Length: {}\n", body.len())), "{head}");
+            assert_eq!(head.contains("\nRetry-After: 2\n"), reason.status() == 503, "{head}");
+            assert!(body.starts_with(reason.sentence()), "{body}");
+        }
+    }
+
+    #[test]
+    fn head_gets_the_length_of_the_body_and_no_body() {
+        let asked = request("HEAD / HTTP/1.1\nHost: a\n");
+        let (head, body) = written(&reply(Reason::QueueFull, &asked));
+        assert!(head.contains("\nContent-Length: 103\n"), "{head}");
+        assert_eq!(body, "");
+    }
+
+    #[test]
+    fn connection_is_said_as_the_clients_version_needs_it() {
+        let (http10, http11) = (request("GET / HTTP/1.0\n"), get(""));
+        for (head, keep_alive, line) in [
+            (&http11, true, None),
+            (&http11, false, Some("Connection: close")),
+            (&http10, true, Some("Connection: keep-alive")),
+            (&http10, false, Some("Connection: close")),
+        ] {
+            let (head, _) = written(&Reply { keep_alive, ..reply(Reason::QueueFull, head) });
+            assert_eq!(head.lines().find(|l| l.starts_with("Connection")), line);
+        }
+    }
+
+    #[test]
+    fn the_error_page_is_the_body_of_every_5xx_and_of_nothing_else() {
+        let page = Some("<h1>caf\u{e9}</h1>".as_bytes());
+        let asked = get("Accept: application/json\n");
+        let (head, body) =
+            written(&Reply { error_page: page, ..reply(Reason::AppUnavailable, &asked) });
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert!(head.contains("\nContent-Type: text/html; charset=utf-8\nContent-Length: 14\n"));
+        assert_eq!(body, "<h1>caf\u{e9}</h1>");
+        let (head, body) =
+            written(&Reply { error_page: page, ..reply(Reason::BadRequest, &asked) });
+        assert!(head.contains("\nContent-Type: text/plain; charset=utf-8\n"), "{head}");
+        assert!(body.starts_with("The request is not valid HTTP."), "{body}");
+    }
+
+    #[test]
+    fn a_request_that_could_not_be_read_is_answered_in_text_without_an_id() {
+        let unread = RequestHead::default();
+        let (head, body) =
+            written(&Reply { request_id: b"", ..reply(Reason::BadRequest, &unread) });
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\n"), "{head}");
+        assert_eq!(body, "The request is not valid HTTP.\n");
+    }
+
+    #[test]
+    fn a_request_id_that_is_not_strict_is_not_said_back() {
+        let asked = get("Accept: text/html\n");
+        let request_id = b"<script>0123456789012345</script>";
+        let (_, body) = written(&Reply { request_id, ..reply(Reason::BadRequest, &asked) });
+        assert!(!body.contains("script") && !body.contains("Request id"), "{body}");
+    }
+
+    #[test]
+    fn requests_that_may_not_be_forwarded_are_answered_here() {
+        for (method, status, line) in
+            [("OPTIONS", 200, "HTTP/1.1 200 OK"), ("TRACE", 501, "HTTP/1.1 501 Not Implemented")]
+        {
+            let head = request(&format!("{method} / HTTP/1.1\nHost: a\nMax-Forwards: 0\n"));
+            let mut out = Vec::new();
+            assert_eq!(write_max_forwards(&mut out, &head, true, DATE), status);
+            let expected =
+                format!("{line}\r\nDate: {}\r\nContent-Length: 0\r\n\r\n", DATE.escape_ascii());
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_date_is_now() {
+        let before = SystemTime::now() - Duration::from_secs(1);
+        let date = httpdate::parse_http_date(str::from_utf8(&date_now()).unwrap()).unwrap();
+        assert!(date > before && date <= SystemTime::now());
+        assert_eq!(&date_now()[26..], b"GMT");
+    }
+
+    #[test]
+    fn no_status_is_without_a_phrase() {
+        assert!((100..=599).all(|status| !phrase(status).is_empty()));
+        assert_eq!(phrase(431), "Request Header Fields Too Large");
     }
 }

@@ -59,3 +59,6 @@ pub struct Violation {
     /// The rule in words, with its RFC section.
     pub rule: &'static str,
 }
+
+#[cfg(test)]
+mod tests;

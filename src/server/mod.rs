@@ -229,8 +229,8 @@ pub struct DrainTotals {
     pub cut: u64,
 }
 
-/// The running data path. Cheap to clone; but for `bind`, `open` and `abort` its methods may be
-/// called from any thread.
+/// The running data path. Cheap to clone; but for `open` and `abort` its methods may be called from
+/// any thread.
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -253,8 +253,7 @@ struct Remote {
 
 impl Server {
     /// Binds every `listen` address without listening yet (a busy port is known at once), starts
-    /// the log writer and, for `threads` beyond the first, the other loops. Must be called inside
-    /// the runtime of loop 0, whose thread lives to the end.
+    /// the log writer and, for `threads` beyond the first, the other loops.
     pub fn bind(config: Arc<Config>) -> io::Result<Server> {
         let listeners = config
             .listen
@@ -277,8 +276,6 @@ impl Server {
                     .spawn(move || run_loop(shared, connections, phase, receiver))?,
             );
         }
-        let local = start_loop(shared.clone(), loops[0].connections.clone(), control.subscribe());
-        LOCAL.with(|slot| slot.replace(Some(local)));
         let inner = Inner {
             listeners: Mutex::new(listeners),
             control,
@@ -297,11 +294,11 @@ impl Server {
         self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens and accepts. On the thread of loop 0.
+    /// Listens and accepts; the runtime that it is called in becomes loop 0, and its thread lives to
+    /// the end.
     pub fn open(&self) -> io::Result<()> {
-        let Some(lp) = LOCAL.with(|slot| slot.borrow().clone()) else {
-            return Err(io::Error::other("the first event loop has ended"));
-        };
+        let connections = self.inner.loops[0].connections.clone();
+        let lp = start_loop(self.shared.clone(), connections, self.inner.control.subscribe());
         for listener in self.listeners().iter() {
             let named =
                 |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", listener.local_addr()));
@@ -355,7 +352,6 @@ impl Server {
         while self.inner.loops[0].connections.load(Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
-        LOCAL.with(|slot| slot.take());
         let threads =
             std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
@@ -415,11 +411,6 @@ impl Server {
     pub fn budget(&self) -> &Budget {
         &self.shared.budget
     }
-}
-
-thread_local! {
-    /// Loop 0, on the thread that bound the server.
-    static LOCAL: std::cell::RefCell<Option<Rc<Loop>>> = const { std::cell::RefCell::new(None) };
 }
 
 fn shared(config: &Arc<Config>) -> io::Result<Shared> {

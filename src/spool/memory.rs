@@ -19,7 +19,7 @@ pub(super) struct Memory {
     start: u64,
     /// Bytes of the first chunk that lie before `start`.
     skip: usize,
-    /// None is empty, but for the skipped part.
+    /// Each holds something behind `skip`.
     chunks: VecDeque<Vec<u8>>,
     lease: Lease,
 }
@@ -98,6 +98,7 @@ impl Memory {
             self.lease.give(first.capacity() as u64);
             self.skip -= first.len();
         }
+        debug_assert!(self.skip == 0 || !self.chunks.is_empty(), "released more than there was");
         // A short rest of a large chunk moves: a reader that stalls here would pin all of it.
         if let Some(first) = self.chunks.front_mut() {
             let (rest, held) = (first.len() - self.skip, first.capacity());

@@ -1,8 +1,10 @@
 //! One body: in memory first, then in an unlinked file; readable while it is written.
 //!
 //! The same type carries requests (kept whole until they are answered, so that an attempt can be
-//! made again) and responses (given up as the client takes them). It is driven by one task, through
-//! `poll_*`; file I/O happens on the blocking pool, never on the event loop (invariant 9).
+//! made again) and responses (given up as the client takes them). Each belongs to one exchange and
+//! is driven by its task, through `poll_*`. What was pushed is never lost, whatever the disk does;
+//! file I/O happens on the blocking pool, never on the event loop (invariant 9); all spools together
+//! stay inside the budgets (invariant 4).
 //!
 //! A body is one line of positions, cut in three, each part possibly empty:
 //!
@@ -41,7 +43,7 @@ pub const MAX_PUSH: usize = 64 * 1024;
 const KEEP_WHEN_SHORT: usize = 8 * 1024;
 /// What may gather behind a batch that is being written, while memory is plenty: fewer, larger
 /// writes.
-const GATHER: usize = 192 * 1024;
+const GATHER: u64 = 192 * 1024;
 /// Steps in which the blocks and the cached pages behind the reader are given back.
 const TRIM: u64 = 1024 * 1024;
 /// Whole blocks and pages only are given back.
@@ -190,28 +192,23 @@ impl Spool {
                 return Poll::Ready(Err(error));
             }
             let (keep, held) = (self.keep(), self.in_memory());
-            let gather = if self.budget.memory_pressure() { keep } else { keep.max(GATHER as u64) };
-            if held < if writing { gather } else { keep } {
+            let gathers = writing && !self.budget.memory_pressure();
+            let room = if gathers { keep.max(GATHER) } else { keep };
+            if held <= room && self.budget.memory.has_room(MAX_PUSH as u64) {
                 return Poll::Ready(Ok(()));
             }
             if writing {
                 return Poll::Pending;
             }
-            // With no memory to keep anything in, one push at a time passes through to the disk.
-            let full = if held > 0 {
-                if self.start_write() {
-                    continue;
-                }
-                &self.budget.disk
-            } else {
-                if self.budget.memory.has_room(MAX_PUSH as u64) {
-                    return Poll::Ready(Ok(()));
-                }
+            let full = if held == 0 {
                 &self.budget.memory
-            };
-            if held > 0 && self.limits.replay {
+            } else if self.start_write() {
+                continue;
+            } else if self.limits.replay {
                 return Poll::Ready(Err(io::ErrorKind::StorageFull.into()));
-            }
+            } else {
+                &self.budget.disk
+            };
             if self.blocked.is_some() {
                 return Poll::Pending;
             }
@@ -221,7 +218,9 @@ impl Spool {
     }
 
     /// The next bytes at the read position, at most `max` where they come from disk; empty when all
-    /// pushed bytes were consumed. Pending while they are read from disk.
+    /// pushed bytes were consumed. Pending while they are read from disk. Of a larger piece, a rest
+    /// of more than 8 KiB that `consume` leaves is read again: `max` is best what the peer takes at
+    /// once.
     pub fn poll_data(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<&[u8]>> {
         while self.read < self.memory.start() && self.buffered().is_empty() {
             if self.read < self.on_file() {

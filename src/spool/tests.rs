@@ -76,6 +76,7 @@ fn random_steps_match_a_plain_vector() {
         let mut seen = |what| *seen.entry(what).or_default() += 1;
         run(async {
             let mut rng = fastrand::Rng::with_seed(seed);
+            DISK_DOWN.store(0, SeqCst);
             let dir = tempfile::tempdir().unwrap();
             let disk = rng.u64(100_000..3_000_000);
             let budget = Budget::with_opener(2 * MIB as u64, disk, dir.path().into(), open);
@@ -235,6 +236,7 @@ fn drop_gives_everything_back_with_a_write_or_a_read_in_flight() {
                 let mut spool = Spool::new(&budget, limits);
                 push(&mut spool, &body(0, before)).await.unwrap();
                 settle().await;
+                spool.take_finished_write();
                 let pool = hold_pool();
                 while spool.writing.is_none() {
                     ready(&mut spool).await.unwrap();
@@ -349,7 +351,10 @@ fn directory_without_write_permission_paces_a_response_and_refuses_a_request() {
         let mut response = Spool::new(&budget, RESPONSE);
         let sent = push_until_blocked(&mut response).await;
         assert!(response.disk_failed());
-        assert!(sent <= RESPONSE.memory + 2 * MAX_PUSH + GATHER, "{sent} bytes without a disk");
+        assert!(
+            sent <= RESPONSE.memory + 2 * MAX_PUSH + GATHER as usize,
+            "{sent} bytes without a disk"
+        );
         let woken = Arc::new(Woken::default());
         assert!(poll_ready(&mut response, &woken).is_pending());
         let mut got = read(&mut response, sent - 10).await;
@@ -442,7 +447,7 @@ fn spool_keeps_less_the_more_memory_is_in_use() {
         for more in [0, 700 * KIB, 1200 * KIB] {
             ballast.grow(more as u64);
             let mut spool = Spool::new(&budget, REQUEST);
-            for piece in body(0, 60 * KIB).chunks(4 * KIB) {
+            for piece in body(0, 64 * KIB).chunks(4 * KIB) {
                 ready(&mut spool).await.unwrap();
                 spool.push(piece);
                 settle().await;
@@ -450,9 +455,9 @@ fn spool_keeps_less_the_more_memory_is_in_use() {
             ready(&mut spool).await.unwrap();
             settle().await;
             kept.push((budget.memory_used() - ballast.bytes()) as usize);
-            assert!(read_to_end(&mut spool).await == body(0, 60 * KIB));
+            assert!(read_to_end(&mut spool).await == body(0, 64 * KIB));
         }
-        assert!(kept[0] >= 60 * KIB, "{kept:?}");
+        assert!(kept[0] >= 64 * KIB, "{kept:?}");
         assert!((1..=2 * KEEP_WHEN_SHORT).contains(&kept[1]), "{kept:?}");
         assert_eq!(kept[2], 0);
         assert!(budget.memory_pressure());
@@ -471,6 +476,36 @@ fn writer_waits_when_not_even_a_push_fits_and_is_woken() {
         drop(ballast);
         assert_eq!(woken.0.load(SeqCst), 1);
         assert!(poll_ready(&mut spool, &woken).is_ready() && !spool.blocked());
+    });
+}
+
+#[test]
+fn many_writers_together_stay_inside_the_memory_budget() {
+    run(async {
+        let (budget, _dir) = budgets(MIB, 256 * MIB);
+        let mut spools: Vec<_> = (0..100).map(|_| Spool::new(&budget, REQUEST)).collect();
+        let pieces = body(0, 10 * MAX_PUSH);
+        for piece in pieces.chunks(MAX_PUSH) {
+            for spool in &mut spools {
+                ready(spool).await.unwrap();
+                spool.push(piece);
+                assert!(budget.memory_used() <= MIB as u64, "{} bytes", budget.memory_used());
+            }
+        }
+        assert!(read_to_end(&mut spools[50]).await == pieces);
+    });
+}
+
+#[test]
+fn body_of_just_its_memory_limit_makes_no_file() {
+    run(async {
+        let (budget, _dir) = budgets(32 * MIB, MIB);
+        let mut spool = Spool::new(&budget, REQUEST);
+        push_settled(&mut spool, &body(0, REQUEST.memory)).await.unwrap();
+        assert_eq!((spool.on_disk(), budget.files_open()), (0, 0));
+        spool.push(b"+");
+        settle().await;
+        assert_eq!((spool.on_disk(), budget.files_open()), (REQUEST.memory as u64 + 1, 1));
     });
 }
 

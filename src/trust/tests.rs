@@ -1,173 +1,22 @@
 use super::*;
-use crate::config::{
-    Concurrency, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry,
-};
-use crate::http1::{Span, Version};
-use std::time::Duration;
+use crate::http1::{Limits, Violation};
 
-/// A request head from text with bare newlines.
+/// The head of a request, written with bare newlines and without the empty line.
 pub(crate) fn request(text: &str) -> RequestHead {
-    let mut head =
-        RequestHead { bytes: text.replace('\n', "\r\n").into_bytes(), ..Default::default() };
-    head.bytes.extend_from_slice(b"\r\n");
-    let at = |from: usize, to: usize| Span { start: from as u32, end: to as u32 };
-    let bytes = String::from_utf8_lossy(&head.bytes).into_owned();
-    let mut start = 0;
-    for (i, line) in bytes.split_inclusive("\r\n").enumerate() {
-        if i == 0 {
-            let mut words = line.trim_end().splitn(3, ' ');
-            let method = words.next().unwrap().len();
-            let target = words.next().unwrap();
-            head.method = at(0, method);
-            head.target = at(method + 1, method + 1 + target.len());
-            head.path = head.target;
-            if let Some(rest) = target.strip_prefix("http://") {
-                let end = rest.find(['/', '?']).unwrap_or(rest.len());
-                let from = method + 8;
-                head.authority = Some(at(from, from + end));
-                head.path = at(from + end, head.target.end as usize);
-            }
-            if words.next() == Some("HTTP/1.0") {
-                head.version = Version::Http10;
-            }
-        } else if let Some((name, value)) = line.trim_end().split_once(':') {
-            let value_start = start + name.len() + 1 + (value.len() - value.trim_start().len());
-            let value = value.trim();
-            let id = IDS
-                .into_iter()
-                .find(|id| name.replace('-', "").eq_ignore_ascii_case(&format!("{id:?}")))
-                .unwrap_or(if name.contains('_') { FieldId::Underscore } else { FieldId::Other });
-            if id == FieldId::Connection {
-                let mut from = value_start;
-                for word in value.split(',') {
-                    let skip = word.len() - word.trim_start().len();
-                    head.connection_names.push(at(from + skip, from + skip + word.trim().len()));
-                    from += word.len() + 1;
-                }
-            }
-            head.fields.push(Field {
-                id,
-                name: at(start, start + name.len()),
-                value: at(value_start, value_start + value.len()),
-            });
-        }
-        start += line.len();
-    }
-    head
+    try_request(text).unwrap_or_else(|violation| panic!("{} in {text}", violation.rule))
 }
 
-const IDS: [FieldId; 39] = {
-    use FieldId::*;
-    [
-        Accept,
-        Authorization,
-        Connection,
-        ContentLength,
-        ContentType,
-        Cookie,
-        Date,
-        Expect,
-        Forwarded,
-        FrontEndHttps,
-        Host,
-        Http2Settings,
-        KeepAlive,
-        MaxForwards,
-        Proxy,
-        ProxyAuthenticate,
-        ProxyAuthorization,
-        ProxyConnection,
-        Referer,
-        Te,
-        Trailer,
-        TransferEncoding,
-        Upgrade,
-        Via,
-        XAccelBuffering,
-        XForwardedBy,
-        XForwardedFor,
-        XForwardedHost,
-        XForwardedPort,
-        XForwardedPrefix,
-        XForwardedProto,
-        XForwardedProtocol,
-        XForwardedScheme,
-        XForwardedServer,
-        XForwardedSsl,
-        XQueueStart,
-        XRealIp,
-        XRequestId,
-        XRequestStart,
-    ]
-};
+pub(crate) fn try_request(text: &str) -> Result<RequestHead, Violation> {
+    let mut head = RequestHead::default();
+    let input = text.replace('\n', "\r\n") + "\r\n";
+    let length = head.parse(input.as_bytes(), &Limits { head: 1 << 20, fields: 100 })?;
+    assert_eq!(length, Some(input.len()));
+    Ok(head)
+}
 
 /// A configuration in which nothing is trusted.
 pub(crate) fn config() -> Config {
-    const SECOND: Duration = Duration::from_secs(1);
-    Config {
-        listen: Vec::new(),
-        upstream: Vec::new(),
-        threads: 1,
-        concurrency: Concurrency::Off,
-        concurrency_reason: String::new(),
-        queue: 1,
-        queue_timeout: SECOND,
-        queue_order: QueueOrder::Fifo,
-        queue_share: 1.0,
-        app_timeout: SECOND,
-        app_idle_timeout: SECOND,
-        connect_retry: SECOND,
-        upstream_keepalive: None,
-        header_timeout: SECOND,
-        body_timeout: SECOND,
-        body_min_rate: None,
-        send_timeout: SECOND,
-        send_min_rate: None,
-        client_keepalive: SECOND,
-        max_body: 1,
-        max_head: 1,
-        max_fields: 1,
-        max_connections: 1,
-        max_requests_per_client: None,
-        max_tunnels: 1,
-        tunnel_idle_timeout: SECOND,
-        linger_timeout: SECOND,
-        log_backlog: 1,
-        body_memory: 1,
-        response_memory: 1,
-        memory: 1,
-        spool_dir: Default::default(),
-        spool_max: 1,
-        response_spool_max: 1,
-        trust: TrustConfig::default(),
-        forwarded: Forwarded::Preserve,
-        real_ip_header: None,
-        allow_underscore: Vec::new(),
-        access_log: LogDestination::Off,
-        log_format: String::new(),
-        log_skip: Vec::new(),
-        log_name: String::new(),
-        log_time: false,
-        log_query: LogQuery::On,
-        log_level: tracing::Level::INFO,
-        retry: Retry::Off,
-        error_page: None,
-        open_port: OpenPort::Early,
-        ready_path: String::new(),
-        ready_path_set: false,
-        ready_file: None,
-        ready_host: String::new(),
-        boot_timeout: SECOND,
-        child_stop_signal: 15,
-        drain_timeout: SECOND,
-        drain_delay: SECOND,
-        idle_grace: SECOND,
-        admin: None,
-        command: Vec::new(),
-        config_file: None,
-        heroku: false,
-        memory_limit: None,
-    }
+    Config::for_tests()
 }
 
 /// What is believed of a request with these fields under `trust`, a list of ranges.
@@ -312,7 +161,7 @@ fn a_platforms_router_is_believed_for_one_element_and_its_cdn_for_one_more() {
     let fields = "X-Forwarded-For: 6.6.6.6, 199.188.193.220, 108.162.219.160\n";
     assert_eq!(client(&router(), "10.16.227.159", fields), "108.162.219.160");
     let mut with_cdn = router();
-    with_cdn.trust.ranges.push("108.162.192.0/18".parse().unwrap());
+    with_cdn.trust.ranges = trust_presets::cloudflare();
     assert_eq!(client(&with_cdn, "10.16.227.159", fields), "199.188.193.220");
     // Past the CDN, to the router: what the visitor wrote stays to the left of the visitor.
     let direct = "X-Forwarded-For: 108.162.219.160, 203.0.113.9\n";
@@ -390,6 +239,15 @@ fn the_real_ip_header_wins_where_it_came_once_and_is_an_address() {
 }
 
 #[test]
+fn fly_names_the_client_in_its_own_field() {
+    let mut config = router();
+    config.trust.presets.push("fly".to_string());
+    let fields = "X-Forwarded-For: 203.0.113.9, 66.241.124.1\nFly-Client-IP: 203.0.113.9\n";
+    assert_eq!(client(&config, "172.16.0.9", fields), "203.0.113.9");
+    assert_eq!(client(&router(), "172.16.0.9", fields), "66.241.124.1");
+}
+
+#[test]
 fn the_scheme_is_one_of_two_words() {
     for (fields, scheme) in [
         ("", "http"),
@@ -446,9 +304,9 @@ fn a_dropped_field_names_the_option_that_would_keep_it() {
              if that is your proxy: --trust 203.0.113.9/32",
         ),
         (
-            "x-real-ip: caf\u{e9}\u{1b}",
+            "x-real-ip: caf\u{e9}\t\"x",
             Some("2001:db8::9"),
-            "dropped x-real-ip: caf\\xc3\\xa9\\x1b from 2001:db8::9 (not trusted); \
+            "dropped x-real-ip: caf\\xc3\\xa9\\t\\\"x from 2001:db8::9 (not trusted); \
              if that is your proxy: --trust 2001:db8::9/128",
         ),
         (
@@ -464,12 +322,25 @@ fn a_dropped_field_names_the_option_that_would_keep_it() {
              if that is your proxy: --trust private",
         ),
     ] {
-        let head = request(&format!("GET / HTTP/1.1\n{field}\n"));
+        let head = request(&format!("GET / HTTP/1.0\n{field}\n"));
         let peer = peer.map(|ip| ip.parse().unwrap());
         assert_eq!(dropped_claim(&head, &head.fields[0], peer), expected);
     }
-    let head = request(&format!("GET / HTTP/1.1\nX-Forwarded-For: {}\n", "x".repeat(5000)));
+    let head = request(&format!("GET / HTTP/1.0\nX-Forwarded-For: {}\n", "x".repeat(5000)));
     assert!(dropped_claim(&head, &head.fields[0], None).len() < 300);
+}
+
+#[test]
+fn a_client_that_is_a_cdn_without_trust_names_the_preset() {
+    let cdn: IpAddr = "108.162.219.160".parse().unwrap();
+    assert!(is_untrusted_cdn(&router().trust, cdn));
+    assert!(!is_untrusted_cdn(&ranges(&["108.162.192.0/18"]).trust, cdn));
+    assert!(!is_untrusted_cdn(&router().trust, "199.188.193.220".parse().unwrap()));
+    assert_eq!(
+        cdn_client(cdn),
+        "client 108.162.219.160 is an address of Cloudflare's: \
+         if that is your CDN, add cloudflare to --trust"
+    );
 }
 
 #[test]

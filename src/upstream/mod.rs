@@ -73,10 +73,6 @@ impl Upstreams {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting()
-    }
-
     /// Address, requests in flight and slots of each upstream, for `/status`.
     pub(crate) fn status(&self) -> Vec<(String, usize, Option<usize>)> {
         let queue = self.lock();

@@ -120,7 +120,8 @@ impl<W> Queue<W> {
         self.line.values()
     }
 
-    pub(crate) fn waiting(&self) -> usize {
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
         self.line.len()
     }
 

@@ -4,13 +4,39 @@
 
 mod support;
 
+// One line for each request, and who was slow.
+mod access_log;
+// Apart from the data path.
+mod admin;
 // A worker never waits for a client.
 mod buffering;
+// What is typed, and what is said about it.
+mod command_line;
+// 100 Continue is ours to say.
+mod expect;
+// What becomes of a head on its way.
+mod forwarding;
 // Every message has one reading; a cut one never looks complete.
 mod framing;
+// The real one, wrapped.
+mod gunicorn;
+// Client connections are kept when both sides may.
+mod keep_alive;
+// The wrapped command from boot to exit.
+mod lifecycle;
+// Everything has one.
+mod limits;
 // Requests wait here, not at the app.
 mod queueing;
 // What is sent again, and what never.
 mod retries;
+// TERM loses nothing.
+mod shutdown;
 // A slot lasts as long as its worker works.
 mod slots;
+// Streams come as they are made.
+mod streams;
+// Who takes too long is cut, and named.
+mod timeouts;
+// A tunnel after the 101, and no sooner.
+mod upgrades;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tempfile::TempDir;
@@ -213,6 +213,17 @@ impl AppConn {
         bytes
     }
 
+    /// Exactly `n` bytes (of a tunnel).
+    #[track_caller]
+    pub(crate) fn exact(&mut self, n: usize) -> Vec<u8> {
+        let mut reader =
+            Reader { buffer: std::mem::take(&mut self.buffer), more: more(&self.socket) };
+        let mut out = Vec::new();
+        reader.exact(n, &mut out).unwrap();
+        self.buffer = reader.buffer;
+        out
+    }
+
     /// Writes; a proxy that has closed is not this function's business.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.socket.write_all(bytes.as_ref());
@@ -238,6 +249,10 @@ impl AppConn {
     /// Writes and tells what became of it.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.socket.write_all(bytes.as_ref())
+    }
+
+    pub(crate) fn set_write_timeout(&self, limit: Duration) {
+        self.socket.set_write_timeout(Some(limit)).unwrap();
     }
 
     /// Answers 200 with this body, and closes.
@@ -268,7 +283,7 @@ impl AppConn {
 
     /// Cuts with a reset (TCP only; on a Unix socket, unread bytes do the same at the close).
     pub(crate) fn reset(self) {
-        SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The client: writes and reads raw bytes, as slowly and as rudely as the test wants.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -49,11 +50,6 @@ impl Client {
         socket.set_read_timeout(Some(GUARD)).unwrap();
         socket.set_write_timeout(Some(GUARD)).unwrap();
         Client { socket, buffer: Vec::new() }
-    }
-
-    /// The client's own address and port.
-    pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.socket.local_addr().unwrap().as_socket().unwrap()
     }
 
     #[track_caller]
@@ -105,6 +101,15 @@ impl Client {
         }
     }
 
+    /// The next response, if its first byte has come already.
+    #[track_caller]
+    pub(crate) fn response_so_far(&mut self) -> Option<Message> {
+        self.socket.set_nonblocking(true).unwrap();
+        let peeked = self.socket.peek(&mut [MaybeUninit::uninit()]);
+        self.socket.set_nonblocking(false).unwrap();
+        peeked.is_ok().then(|| self.response())
+    }
+
     fn read_response(&mut self, body: bool, final_only: bool) -> Result<Message, Cut> {
         let buffer = std::mem::take(&mut self.buffer);
         let mut reader = Reader { buffer, more: more(&self.socket) };
@@ -146,6 +151,17 @@ impl Client {
         reader
             .exact(n, &mut out)
             .unwrap_or_else(|e| panic!("{e} after {:?}", out.escape_ascii().to_string()));
+        self.buffer = reader.buffer;
+        out
+    }
+
+    /// What is left of a chunked body after its first chunks.
+    #[track_caller]
+    pub(crate) fn chunks(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut reader =
+            Reader { buffer: std::mem::take(&mut self.buffer), more: more(&self.socket) };
+        reader.chunks(&mut out).unwrap();
         self.buffer = reader.buffer;
         out
     }

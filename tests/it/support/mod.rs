@@ -10,11 +10,11 @@ mod python;
 
 use std::time::Duration;
 
-pub(crate) use app::{App, AppConn, ok, unix_path};
+pub(crate) use app::{App, ok, unix_path};
 pub(crate) use client::Client;
 pub(crate) use lines::Lines;
 pub(crate) use message::{Message, chunked, pattern};
-pub(crate) use proxy::{Exit, Proxy, Record, bufproxy};
+pub(crate) use proxy::{Proxy, bufproxy};
 pub(crate) use python::{repository, venv};
 
 /// How long anything may take that a promise does not time. It only ends a test that has failed

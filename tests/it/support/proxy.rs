@@ -23,7 +23,7 @@ pub(crate) struct Proxy {
     /// Diagnostics.
     pub(crate) stderr: Lines,
     /// Its temporary directory and working directory: spools, sockets, files of the test.
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 /// What is left of a proxy that has ended.
@@ -80,7 +80,7 @@ impl Proxy {
         let stdout = Lines::of(child.stdout.take().unwrap());
         let stderr = Lines::of(child.stderr.take().unwrap());
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut proxy = Proxy { child, addr: unknown, stdout, stderr, dir };
+        let mut proxy = Proxy { child, addr: unknown, stdout, stderr, _dir: dir };
         // Generous: with a wrapped command this waits for Python.
         let boot = proxy.stderr.find(1, GUARD * 3, |line| line.contains(" listening on "));
         let boot = boot.unwrap_or_else(|| panic!("no boot line in {:#?}", proxy.stderr.seen()));
@@ -148,13 +148,6 @@ impl Proxy {
         let status = self.child.wait().unwrap();
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap();
         Exit { code, stdout: self.stdout.to_end(), stderr: self.stderr.to_end() }
-    }
-
-    /// It still runs.
-    #[track_caller]
-    pub(crate) fn assert_running(&mut self) {
-        let ended = self.child.try_wait().unwrap();
-        assert_eq!(ended, None, "it ended: {:#?}", self.stderr.seen());
     }
 }
 

@@ -1,0 +1,128 @@
+//! What is typed, and what is said about it.
+
+use std::process::{Command, Output};
+
+use crate::support::{App, Proxy, bufproxy};
+
+/// Runs to the end with these arguments.
+fn run(set_up: impl FnOnce(&mut Command)) -> (i32, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    set_up(&mut command);
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn version_is_said() {
+    let version = format!("bufproxy {}\n", env!("CARGO_PKG_VERSION"));
+    for flag in ["--version", "-V"] {
+        assert_eq!(run(|c| _ = c.arg(flag)), (0, version.clone(), String::new()));
+    }
+}
+
+#[test]
+fn help_is_short_and_names_the_two_ways_to_run() {
+    let (code, short, _) = run(|c| _ = c.arg("-h"));
+    assert_eq!(code, 0);
+    assert!(short.contains("--upstream") && short.contains("gunicorn"), "{short}");
+    let (code, long, _) = run(|c| _ = c.arg("--help"));
+    assert_eq!(code, 0);
+    assert!(long.len() >= short.len());
+    for option in ["--listen", "--upstream", "--concurrency", "--max-body", "--access-log"] {
+        assert!(long.contains(option), "no {option} in {long}");
+    }
+}
+
+#[test]
+fn unknown_option_is_a_usage_error_with_a_suggestion() {
+    let (code, stdout, stderr) = run(|c| _ = c.args(["--upstrem", "unix:/tmp/app.sock"]));
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(stderr.contains("--upstrem") && stderr.contains("--upstream"), "{stderr}");
+}
+
+#[test]
+fn bad_value_is_named_with_its_source_and_what_would_be_right() {
+    let (code, _, stderr) = run(|c| {
+        c.args(["--upstream", "unix:/tmp/app.sock"]).env("BUFPROXY_MAX_BODY", "100mb");
+    });
+    assert_eq!(code, 2);
+    assert_eq!(
+        stderr,
+        "bufproxy: error: --max-body \"100mb\" (from BUFPROXY_MAX_BODY) is not a size: write 100m\n"
+    );
+    for (option, value) in [
+        ("--concurrency", "many"),
+        ("--app-timeout", "30x"),
+        ("--listen", "nowhere"),
+        ("--max-body", "0"),
+        ("--trust", "nobody"),
+        ("--log-format", "$nothing"),
+    ] {
+        let (code, _, stderr) = run(|c| _ = c.args(["--upstream", "unix:/x", option, value]));
+        assert_eq!(code, 2, "{option} {value}: {stderr}");
+        assert!(stderr.starts_with("bufproxy: error: "), "{stderr}");
+        assert!(stderr.contains(option.trim_start_matches('-')), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn missing_upstream_is_a_usage_error() {
+    let (code, _, stderr) = run(|c| _ = c.args(["--listen", "127.0.0.1:0"]));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("upstream"), "{stderr}");
+}
+
+#[test]
+fn busy_port_is_named() {
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = busy.local_addr().unwrap().to_string();
+    let (code, _, stderr) = run(|c| _ = c.args(["--listen", &listen, "--upstream", "unix:/x"]));
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains(&listen), "{stderr}");
+}
+
+#[test]
+fn check_prints_what_would_run_and_where_it_is_from() {
+    let (code, stdout, stderr) = run(|c| {
+        c.args(["check", "--upstream", "unix:/tmp/app.sock"]).env("BUFPROXY_MAX_BODY", "7m");
+    });
+    assert_eq!(code, 0, "{stderr}");
+    let line = stdout.lines().find(|line| line.contains("max-body") || line.contains("max_body"));
+    let line = line.unwrap_or_else(|| panic!("no max-body in {stdout}"));
+    assert!(line.contains("7m") && line.contains("BUFPROXY_MAX_BODY"), "{line}");
+
+    let (code, _, stderr) =
+        run(|c| _ = c.args(["check", "--upstream", "unix:/x", "--queue", "-1"]));
+    assert_eq!(code, 2, "{stderr}");
+}
+
+#[test]
+fn flag_beats_environment_beats_file() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("some.toml");
+    std::fs::write(&file, "max-body = \"1k\"\nmax-head = \"4k\"\nmax-fields = 5\n").unwrap();
+    let proxy = Proxy::launch(|command| {
+        command.args(["--upstream", app.address(), "--max-body", "3k"]);
+        command.arg("--config").arg(&file);
+        command.env("BUFPROXY_MAX_BODY", "2k").env("BUFPROXY_MAX_FIELDS", "10");
+    });
+    let boot = proxy.stderr.wait_for(|line| line.contains(" listening on "));
+    assert!(boot.contains("some.toml"), "{boot}");
+    // From the flag.
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n");
+    client.send([b'x'; 3000]);
+    app.request().0.reply("");
+    assert_eq!(client.response().status(), 200);
+    // From the environment.
+    client.send(format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(8)));
+    app.request().0.reply("");
+    assert_eq!(client.response().status(), 200);
+    // From the file.
+    client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(5000)));
+    assert_eq!(client.response().status(), 431);
+}

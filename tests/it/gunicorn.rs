@@ -1,0 +1,174 @@
+//! Real gunicorn, wrapped as the README says.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::support::{Client, Proxy, bufproxy, chunked, pattern, repository, venv};
+
+const SYNC: &[&str] = &["--workers", "1", "--worker-class", "sync"];
+const GTHREAD: &[&str] = &["--workers", "1", "--worker-class", "gthread", "--threads", "2"];
+
+/// bufproxy with gunicorn and `tests/apps/wsgi.py` as its child; returns when the port is open.
+fn start(gunicorn: &[&str]) -> Proxy {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", dir.path().join("app.sock").display());
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", &socket, "--"]);
+    command.arg(venv().join("gunicorn")).args(["--bind", &socket, "--chdir"]).arg(repository());
+    command.args(gunicorn).arg("tests.apps.wsgi:app").env("PYTHONDONTWRITEBYTECODE", "1");
+    open(command, dir)
+}
+
+fn open(command: Command, dir: tempfile::TempDir) -> Proxy {
+    let proxy = Proxy::spawn(command, dir);
+    let open = proxy.stderr.find(1, Duration::from_secs(60), |line| line.contains("port open"));
+    assert!(open.is_some(), "the port does not open: {:#?}", proxy.stderr.seen());
+    proxy
+}
+
+/// What `/echo` saw.
+fn echo(client: &mut Client) -> serde_json::Value {
+    let response = client.response();
+    assert_eq!(response.status(), 200, "{}", response.text());
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+#[test]
+fn slow_reader_does_not_hold_a_sync_worker() {
+    let proxy = start(SYNC);
+    let mut slow = proxy.connect_slow();
+    slow.get("/big?n=3000000");
+    slow.head();
+    // 1 KB of it, and the one worker serves somebody else at once.
+    slow.exact(1000);
+    let begun = Instant::now();
+    let mut fast = proxy.connect();
+    fast.get("/");
+    assert_eq!(fast.response().status(), 200);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    slow.exact(2_999_000);
+}
+
+#[test]
+fn slow_upload_does_not_hold_a_gthread_worker() {
+    let proxy = start(GTHREAD);
+    let mut slow: Vec<_> = (0..5).map(|_| proxy.connect()).collect();
+    for client in &mut slow {
+        client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nhalf");
+    }
+    let mut fast = proxy.connect();
+    fast.get("/");
+    assert_eq!(fast.response().status(), 200);
+    for client in &mut slow {
+        client.send(vec![b'x'; 99_996]);
+        assert_eq!(echo(client)["length"], 100_000);
+    }
+}
+
+#[test]
+fn chunked_upload_has_a_content_length_for_the_app() {
+    // Django reads an empty body where there is none.
+    for class in [SYNC, GTHREAD] {
+        let proxy = start(class);
+        let mut client = proxy.connect();
+        client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(chunked(&pattern(100_000), 4096));
+        let seen = echo(&mut client);
+        assert_eq!((&seen["CONTENT_LENGTH"], &seen["length"]), (&"100000".into(), &100_000.into()));
+        assert_eq!(seen.get("HTTP_TRANSFER_ENCODING"), None);
+    }
+}
+
+#[test]
+fn script_name_cannot_be_forged() {
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.send(
+        "GET /echo HTTP/1.1\r\nHost: a\r\nSCRIPT_NAME: /echo\r\nPATH_INFO: /admin\r\n\
+         X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\nREMOTE_USER: root\r\n\r\n",
+    );
+    let seen = echo(&mut client);
+    assert_eq!((&seen["SCRIPT_NAME"], &seen["PATH_INFO"]), (&"".into(), &"/echo".into()));
+    assert_eq!(seen["scheme"], "http");
+    assert_eq!(seen.get("HTTP_REMOTE_USER"), None);
+}
+
+#[test]
+fn killed_worker_cuts_its_response() {
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.get("/die?after=200000");
+    let cut = client.cut_response();
+    assert_eq!(cut.partial.status(), 200);
+    assert_eq!(proxy.record("/die").get("end"), "truncated");
+    // The arbiter starts another one.
+    let mut client = proxy.connect();
+    client.get("/");
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn worker_killed_before_its_answer_is_502() {
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.send("POST /die HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.response().status(), 502);
+    assert_eq!(proxy.record("/die").get("end"), "reset_before_response");
+}
+
+#[test]
+fn stream_of_a_wsgi_app_comes_as_it_is_made() {
+    let proxy = start(GTHREAD);
+    let mut client = proxy.connect();
+    let begun = Instant::now();
+    client.get("/stream");
+    client.head();
+    client.exact("9\r\ndata: 0\n\n\r\n".len());
+    let first = begun.elapsed();
+    assert!(client.chunks().ends_with(b"data: 9\n\n"));
+    assert!(first < begun.elapsed() / 2, "first event after {first:?} of {:?}", begun.elapsed());
+}
+
+#[test]
+fn term_to_everybody_finishes_what_is_in_flight() {
+    // As Heroku does it: the signal comes to gunicorn too.
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.get("/sleep?s=0.5");
+    proxy.settle();
+    rustix::process::kill_process_group(proxy.pid(), Signal::TERM).unwrap();
+    assert_eq!(client.response().text(), "slept\n");
+    let exit = proxy.wait();
+    assert_eq!(exit.code, 0, "{exit:?}");
+}
+
+#[test]
+fn procfile_runs_from_a_clean_copy() {
+    let procfile = std::fs::read_to_string(repository().join("Procfile")).unwrap();
+    let web = procfile.lines().find_map(|line| line.strip_prefix("web: ")).expect("a web process");
+
+    // What a clone has that the line needs: the app. The programs are on PATH, as after a build.
+    let dir = tempfile::tempdir().unwrap();
+    let apps = dir.path().join("tests/apps");
+    std::fs::create_dir_all(&apps).unwrap();
+    std::fs::copy(repository().join("tests/apps/wsgi.py"), apps.join("wsgi.py")).unwrap();
+    let built = bufproxy(dir.path());
+    let built = std::path::Path::new(built.get_program()).parent().unwrap();
+    let path = [built, &venv()].map(|dir| dir.display().to_string()).join(":");
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = Command::new("sh");
+    // As the platform runs it, with the app's socket where no other copy has its own.
+    let web = web.replace("/tmp/app.sock", &dir.path().join("app.sock").display().to_string());
+    command.args(["-c", &format!("exec {web}")]).current_dir(dir.path());
+    command.env("PORT", port.to_string()).env("DYNO", "web.1").env("WEB_CONCURRENCY", "2");
+    command.env("PATH", format!("{path}:{}", std::env::var("PATH").unwrap()));
+    let mut proxy = open(command, dir);
+    proxy.addr = ([127, 0, 0, 1], port).into();
+    let mut client = proxy.connect();
+    client.get("/");
+    assert!(client.response().text().starts_with("Hello from "));
+    assert_eq!(proxy.stop().code, 0);
+}

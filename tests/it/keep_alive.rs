@@ -1,0 +1,140 @@
+//! Client connections: kept when both sides may, closed cleanly when not (RFC 9112, 9.3).
+
+use crate::support::{App, Proxy, ok};
+
+#[test]
+fn http_1_1_connection_is_kept() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    for i in 0..5 {
+        client.get(&format!("/{i}"));
+        let response = client.response();
+        assert_eq!(response.text(), "x");
+        assert_ne!(response.get("connection"), Some("close"));
+    }
+    assert_eq!(app.accepted(), 5);
+}
+
+#[test]
+fn connection_close_is_obeyed() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!(client.response().get("connection"), Some("close"));
+    client.wait_closed();
+}
+
+#[test]
+fn nothing_after_connection_close_is_processed() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send(
+        "GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    client.response();
+    client.half_close();
+    client.wait_closed();
+    assert_eq!(app.targets(), ["/1"]);
+}
+
+#[test]
+fn http_1_0_connection_is_closed_unless_asked_to_stay() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    client.response();
+    client.wait_closed();
+
+    let mut client = proxy.connect();
+    for _ in 0..3 {
+        client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        assert_eq!(client.response().get("connection"), Some("keep-alive"));
+    }
+}
+
+#[test]
+fn app_that_closes_does_not_close_the_client() {
+    let app = App::answering("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx");
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    for _ in 0..3 {
+        client.get("/");
+        assert_ne!(client.response().get("connection"), Some("close"));
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let app = App::unix();
+    app.serve(|conn, request| conn.send(ok(format!("{} {}", request.target(), request.text()))));
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send(
+        "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n\
+         POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\ntwo\
+         POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nthree\r\n0\r\n\r\n\
+         \r\nGET /4 HTTP/1.1\r\nHost: a\r\n\r\n\
+         GET /5 HTTP/1.1\r\nHo",
+    );
+    for expected in ["/1 ", "/2 two", "/3 three", "/4 "] {
+        assert_eq!(client.response().text(), expected);
+    }
+    client.send("st: a\r\n\r\n");
+    assert_eq!(client.response().text(), "/5 ");
+    assert_eq!(app.most_at_once(), 1, "pipelined requests went to the app together");
+}
+
+#[test]
+fn pipelined_head_is_followed_by_no_body() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("HEAD /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+    app.request().0.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
+    assert_eq!(client.response_to_head().get("content-length"), Some("100"));
+    app.request().0.reply("two");
+    assert_eq!(client.response().text(), "two");
+}
+
+#[test]
+fn idle_connection_is_closed_without_a_word() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &["--client-keepalive", "100ms"]);
+    let mut client = proxy.connect();
+    client.get("/");
+    client.response();
+    assert_eq!(client.rest(), b"");
+    assert_eq!(proxy.stop().stdout.len(), 1);
+}
+
+#[test]
+fn upstream_connection_is_kept_when_asked() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.get("/1");
+    let (mut worker, request) = app.request();
+    assert_ne!(request.get("connection"), Some("close"));
+    worker.send(ok("one"));
+    assert_eq!(client.response().text(), "one");
+
+    client.get("/2");
+    assert_eq!(worker.request().target(), "/2");
+    worker.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\ntwo");
+    assert_eq!(client.response().text(), "two");
+    worker.wait_closed();
+
+    // A kept connection that the app closes while it is idle is no error of the next request.
+    client.get("/3");
+    let (mut worker, _) = app.request();
+    worker.send(ok("three"));
+    assert_eq!(client.response().text(), "three");
+    drop(worker);
+    client.send("POST /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+    app.request().0.reply("four");
+    assert_eq!(client.response().text(), "four");
+}

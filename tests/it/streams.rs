@@ -1,0 +1,87 @@
+//! Streams are passed on as they come, and a slow reader paces the app.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use crate::support::{App, GUARD, Proxy};
+
+#[test]
+fn events_are_flushed_as_they_come() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/events");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n");
+    assert_eq!(client.head().status(), 200);
+    // Each event is at the client before the next one is written.
+    for i in 0..100 {
+        let event = format!("data: {i}\n\n");
+        worker.send(&event);
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        assert_eq!(client.exact(chunk.len()), chunk.as_bytes());
+    }
+    drop(worker);
+    assert_eq!(client.exact(5), b"0\r\n\r\n");
+    assert_eq!(proxy.record("/events").get("end"), "ok");
+}
+
+#[test]
+fn x_accel_buffering_no_makes_a_stream() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.head();
+    for _ in 0..100 {
+        worker.send("5\r\nbytes\r\n");
+        assert_eq!(client.exact(10), b"5\r\nbytes\r\n");
+    }
+    worker.send("0\r\n\r\n");
+    assert_eq!(client.exact(5), b"0\r\n\r\n");
+}
+
+#[test]
+fn http_1_0_stream_ends_with_its_connection() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n");
+    let head = client.head();
+    assert_eq!((head.get("transfer-encoding"), head.get("content-length")), (None, None));
+    assert_eq!(client.exact(9), b"data: 1\n\n");
+    worker.send("data: 2\n\n");
+    drop(worker);
+    assert_eq!(client.rest(), b"data: 2\n\n");
+}
+
+#[test]
+fn slow_reader_of_a_stream_paces_the_app() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect_slow();
+    client.get("/");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    client.head();
+    // A write that cannot go on within this time is paced.
+    worker.set_write_timeout(Duration::from_millis(300));
+    let mut taken = 0;
+    let event = [b'x'; 64 * 1024];
+    let error = loop {
+        match worker.try_send(event) {
+            Ok(()) => taken += event.len(),
+            Err(e) => break e.kind(),
+        }
+        assert!(taken < 64 * 1024 * 1024, "64 MiB of a stream are taken from the app");
+    };
+    assert_eq!(error, ErrorKind::WouldBlock);
+    // The client reads on, and so does the app.
+    worker.set_write_timeout(GUARD);
+    client.exact(taken / 2);
+    worker.try_send(b"x").expect("there is room again");
+}
