@@ -108,7 +108,8 @@ impl Chunked {
         }
     }
 
-    /// Decodes `buf` in place. Any split of the input gives the same payload.
+    /// Decodes `buf` in place. Any split of the input gives the same payload. After a violation
+    /// the body is lost: nothing more is to be decoded.
     pub fn decode(&mut self, buf: &mut [u8]) -> Result<Decoded, Violation> {
         self.advance(buf).map_err(|rule| Violation { reason: self.reason, rule })
     }
@@ -246,6 +247,239 @@ pub fn chunk_head(size: usize, out: &mut [u8; 18]) -> &[u8] {
         rest >>= 4;
         if rest == 0 {
             return &out[start..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `input` that comes in pieces of this size: payload, trailers, bytes used.
+    fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize, bool), Violation> {
+        let mut chunked = Chunked::default();
+        let (mut payload, mut consumed, mut done) = (Vec::new(), 0, false);
+        for piece in input.chunks(piece) {
+            let mut piece = piece.to_vec();
+            let decoded = chunked.decode(&mut piece)?;
+            payload.extend_from_slice(&piece[..decoded.payload]);
+            consumed += decoded.consumed;
+            done = decoded.done;
+            if decoded.consumed < piece.len() {
+                assert!(done, "input left though the body has no end");
+                break;
+            }
+        }
+        Ok((payload, chunked.trailers().to_vec(), consumed, done))
+    }
+
+    /// A whole body, at once and byte by byte.
+    fn payload(input: impl AsRef<[u8]>) -> Vec<u8> {
+        let input = input.as_ref();
+        let whole = decode(input, input.len()).unwrap();
+        assert!(whole.3, "{}", input.escape_ascii());
+        assert_eq!(whole.2, input.len());
+        for piece in 1..input.len().min(40) {
+            assert_eq!(decode(input, piece), Ok(whole.clone()), "pieces of {piece}");
+        }
+        whole.0
+    }
+
+    fn rule(input: impl AsRef<[u8]>) -> &'static str {
+        let input = input.as_ref();
+        let violation = decode(input, input.len()).expect_err(&input.escape_ascii().to_string());
+        assert_eq!(violation.reason, Reason::BadRequest);
+        for piece in 1..input.len().min(40) {
+            assert_eq!(decode(input, piece), Err(violation), "pieces of {piece}");
+        }
+        violation.rule
+    }
+
+    #[test]
+    fn chunks_are_joined() {
+        assert_eq!(payload("2\r\nhe\r\n3\r\nllo\r\n6\r\n world\r\n0\r\n\r\n"), b"hello world");
+        assert_eq!(payload("0\r\n\r\n"), b"");
+        assert_eq!(payload("000\r\n\r\n"), b"");
+        assert_eq!(
+            payload(format!("1A\r\n{0}\r\n1a\r\n{0}\r\n0\r\n\r\n", "a".repeat(26))),
+            [b'a'; 52]
+        );
+        assert_eq!(payload("0000000000000005\r\n\r\n\r\n\r\r\n0\r\n\r\n"), b"\r\n\r\n\r");
+    }
+
+    #[test]
+    fn nothing_behind_the_body_is_touched() {
+        let mut buf = *b"5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
+        let decoded = Chunked::default().decode(&mut buf).unwrap();
+        assert_eq!(decoded, Decoded { payload: 5, consumed: 15, done: true });
+        assert_eq!(&buf[..5], b"hello");
+        assert_eq!(&buf[15..], b"GET / HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn a_decoder_that_is_done_takes_nothing() {
+        let mut chunked = Chunked::default();
+        assert!(chunked.decode(&mut LAST_CHUNK.to_vec()).unwrap().done);
+        let more = chunked.decode(&mut [b'x']).unwrap();
+        assert_eq!(more, Decoded { payload: 0, consumed: 0, done: true });
+        assert!(chunked.decode(&mut []).unwrap().done);
+    }
+
+    #[test]
+    fn a_body_without_its_end_is_not_done() {
+        let body = b"5;a=\"b\"\r\nhello\r\n0\r\nX: y\r\n\r\n";
+        for end in 0..body.len() {
+            assert!(!decode(&body[..end], 99).unwrap().3, "{}", body[..end].escape_ascii());
+        }
+        // The request behind `0 CRLF` is a trailer at most.
+        assert_eq!(rule("0\r\nGET /smug HTTP/1.1\r\n"), "field line without a colon (RFC 9112, 5)");
+    }
+
+    #[test]
+    fn the_reason_is_the_callers() {
+        let violation = Chunked::new(Reason::InvalidResponse).decode(b"x".to_vec().as_mut_slice());
+        assert_eq!(violation.unwrap_err().reason, Reason::InvalidResponse);
+    }
+
+    #[test]
+    fn sizes_are_hexadecimal_and_nothing_else() {
+        for input in [
+            "x\r\n",
+            "\r\n",
+            ";a\r\n",
+            " 5\r\n",
+            "0x5\r\n",
+            "-5\r\n",
+            "+5\r\n",
+            "5g\r\n",
+            "5.\r\n",
+            "5\0\r\n",
+            "HTTP/1.1 500 Internal Server Error\r\n",
+        ] {
+            assert_eq!(
+                rule(input),
+                "chunk size is not a hexadecimal number (RFC 9112, 7.1)",
+                "{input:?}"
+            );
+        }
+        for input in ["5 \r\n", "5\t\r\n", "5 5\r\n"] {
+            assert_eq!(rule(input), "whitespace behind a chunk size (RFC 9112, 7.1)", "{input:?}");
+        }
+        for input in ["10000000000000005\r\n", "00000000000000005\r\n", "fffffffffffffffff"] {
+            assert_eq!(
+                rule(input),
+                "chunk size has more than 16 digits (RFC 9112, 7.1)",
+                "{input:?}"
+            );
+        }
+        // The largest size counts down without wrapping.
+        assert_eq!(decode(b"ffffffffffffffff\r\nhello", 99).unwrap().0, b"hello");
+    }
+
+    #[test]
+    fn line_ends_are_crlf() {
+        for input in [
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "5\r\nhello0\r\n\r\n",
+            "5\r\nhello!\r\n0\r\n\r\n",
+            "5\r\nhello\rX0\r\n\r\n",
+            "5\rhello\r\n0\r\n\r\n",
+            "5\r\r\nhello\r\n0\r\n\r\n",
+            "0\n\r\n",
+            "0\r\n\n",
+            "0\r\n\rX",
+            "0\r\nX: y\n\r\n",
+            "0\r\nX: y\r\n\n",
+            "0\r\nX: a\rb\r\n\r\n",
+            "5;a\nb\r\nhello\r\n0\r\n\r\n",
+        ] {
+            rule(input);
+        }
+    }
+
+    #[test]
+    fn extensions_are_checked_and_dropped() {
+        for extension in [
+            ";a",
+            ";a=b",
+            ";a=b;c=\"q;r\"",
+            ";a=\"\\\"\\\\\t\u{e9}\"",
+            ";a=\"\"",
+            " ;a",
+            "\t ; a = b ;c",
+            ";a=\"b\" ;c",
+        ] {
+            let body = format!("5{extension}\r\nhello\r\n0{extension}\r\n\r\n");
+            assert_eq!(payload(body), b"hello", "{extension:?}");
+        }
+        for extension in [
+            ";",
+            ";;",
+            ";=b",
+            ";a=",
+            ";a==b",
+            ";a b",
+            ";a=b c",
+            ";a=\"b",
+            ";a=\"b\"c",
+            ";a=\"b\0\"",
+            ";\0",
+            ";a\0",
+            ";a=\x01",
+            ";a\x7f",
+            ";a=\"\\\r\n",
+            ";a ",
+            ";a=b ",
+            ";a=b,c",
+            ";(a)",
+            ";\u{e9}",
+        ] {
+            rule(format!("5{extension}\r\nhello\r\n0\r\n\r\n"));
+        }
+    }
+
+    #[test]
+    fn extensions_are_bounded() {
+        let of = |len: u64| format!("5;{}\r\nhello\r\n", "b".repeat(len as usize - 1));
+        payload(of(MAX_EXTENSION) + "0\r\n\r\n");
+        assert_eq!(rule(of(MAX_EXTENSION + 1)), "chunk extensions are too long (RFC 9112, 7.1.1)");
+        assert_eq!(rule("1;aaaaaaaaaaaaaaaaaaa\r\nx\r\n".repeat(20000)), rule(of(65536)));
+        // Beside much payload they are not out of proportion.
+        let body = format!("400;{}\r\n{}\r\n", "b".repeat(500), "x".repeat(1024)).repeat(200);
+        assert_eq!(decode(body.as_bytes(), 777).unwrap().0.len(), 200 << 10);
+    }
+
+    #[test]
+    fn trailers_are_kept_apart() {
+        let body = b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nContent-Length: 50\r\n\r\n";
+        for piece in 1..body.len() {
+            let (payload, trailers, _, done) = decode(body, piece).unwrap();
+            assert_eq!((payload, done), (b"hello".to_vec(), true));
+            assert_eq!(trailers, b"X-Sum: 1\r\nContent-Length: 50\r\n");
+        }
+    }
+
+    #[test]
+    fn trailers_are_fields_and_bounded() {
+        for lines in
+            ["nonsense\r\n", "X : y\r\n", " X: y\r\n", "X: y\r\n z\r\n", "X: \0\r\n", ": y\r\n"]
+        {
+            rule(format!("0\r\n{lines}\r\n"));
+        }
+        let lines = |count| "X: y\r\n".repeat(count);
+        payload(format!("0\r\n{}\r\n", lines(MAX_TRAILER_LINES)));
+        rule(format!("0\r\n{}\r\n", lines(MAX_TRAILER_LINES + 1)));
+        rule(format!("0\r\nX: {}", "y".repeat(MAX_TRAILERS)));
+    }
+
+    #[test]
+    fn chunk_heads_are_lower_case_hexadecimal() {
+        let mut out = [0; 18];
+        for (size, expected) in
+            [(0, "0\r\n"), (10, "a\r\n"), (4096, "1000\r\n"), (usize::MAX, "ffffffffffffffff\r\n")]
+        {
+            assert_eq!(chunk_head(size, &mut out), expected.as_bytes());
         }
     }
 }

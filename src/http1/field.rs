@@ -138,7 +138,7 @@ impl FieldId {
                 return *id;
             }
         }
-        if name.contains(&b'_') { Underscore } else { Other }
+        if memchr(b'_', name).is_some() { Underscore } else { Other }
     }
 }
 
@@ -185,6 +185,7 @@ pub(super) fn parse(
     let end = match parse_fast(message, start, fields) {
         Some(end) => end,
         None => {
+            // What the fast pass read before it gave up.
             fields.clear();
             walk(message, start, sender, fields)?
         }
@@ -259,7 +260,9 @@ pub(super) fn field_line(line: &[u8], at: usize, sender: Sender) -> Result<Field
         if sender == Sender::Client {
             return Err("whitespace between field name and colon (RFC 9112, 5.1)");
         }
-        name = name.trim_ascii_end();
+        while let [shorter @ .., b' ' | b'\t'] = name {
+            name = shorter;
+        }
     }
     if !is_token(name) {
         return Err("field name is not a token (RFC 9110, 5.1)");
@@ -367,4 +370,157 @@ fn too_many_fields() -> Violation {
 /// A rule of requests. Responses and chunks map the reason to their own.
 pub(super) fn bad(rule: &'static str) -> Violation {
     Violation { reason: Reason::BadRequest, rule }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [(&str, FieldId); 43] = {
+        use FieldId::*;
+        [
+            ("Accept", Accept),
+            ("Accept-Encoding", AcceptEncoding),
+            ("Authorization", Authorization),
+            ("Cache-Control", CacheControl),
+            ("Connection", Connection),
+            ("Content-Encoding", ContentEncoding),
+            ("Content-Length", ContentLength),
+            ("Content-Type", ContentType),
+            ("Cookie", Cookie),
+            ("Date", Date),
+            ("Expect", Expect),
+            ("Forwarded", Forwarded),
+            ("Front-End-Https", FrontEndHttps),
+            ("Host", Host),
+            ("HTTP2-Settings", Http2Settings),
+            ("Keep-Alive", KeepAlive),
+            ("Max-Forwards", MaxForwards),
+            ("Proxy", Proxy),
+            ("Proxy-Authenticate", ProxyAuthenticate),
+            ("Proxy-Authorization", ProxyAuthorization),
+            ("Proxy-Connection", ProxyConnection),
+            ("Referer", Referer),
+            ("TE", Te),
+            ("Trailer", Trailer),
+            ("Transfer-Encoding", TransferEncoding),
+            ("Upgrade", Upgrade),
+            ("User-Agent", UserAgent),
+            ("Via", Via),
+            ("X-Accel-Buffering", XAccelBuffering),
+            ("X-Forwarded-By", XForwardedBy),
+            ("X-Forwarded-For", XForwardedFor),
+            ("X-Forwarded-Host", XForwardedHost),
+            ("X-Forwarded-Port", XForwardedPort),
+            ("X-Forwarded-Prefix", XForwardedPrefix),
+            ("X-Forwarded-Proto", XForwardedProto),
+            ("X-Forwarded-Protocol", XForwardedProtocol),
+            ("X-Forwarded-Scheme", XForwardedScheme),
+            ("X-Forwarded-Server", XForwardedServer),
+            ("X-Forwarded-Ssl", XForwardedSsl),
+            ("X-Queue-Start", XQueueStart),
+            ("X-Real-Ip", XRealIp),
+            ("X-Request-Id", XRequestId),
+            ("X-Request-Start", XRequestStart),
+        ]
+    };
+
+    #[test]
+    fn every_name_is_known_in_any_case() {
+        for (i, (name, id)) in NAMES.iter().enumerate() {
+            // The table is in the order of the enum, and whole.
+            assert_eq!(*id as usize, i + 2);
+            assert_eq!(FieldId::of(name.as_bytes()), *id);
+            assert_eq!(FieldId::of(name.to_ascii_lowercase().as_bytes()), *id);
+            assert_eq!(FieldId::of(name.to_ascii_uppercase().as_bytes()), *id);
+            assert_eq!(FieldId::of(format!("{name}x").as_bytes()), FieldId::Other);
+            assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other);
+            let underscore = name.replace('-', "_");
+            if underscore != *name {
+                assert_eq!(FieldId::of(underscore.as_bytes()), FieldId::Underscore);
+            }
+        }
+        assert_eq!(FieldId::XRequestStart as usize, NAMES.len() + 1);
+        for (name, id) in [
+            ("X", FieldId::Other),
+            ("", FieldId::Other),
+            ("_", FieldId::Underscore),
+            ("\x14e", FieldId::Other),
+        ] {
+            assert_eq!(FieldId::of(name.as_bytes()), id, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn httparse_and_the_reference_read_the_same() {
+        let mut read = 0;
+        for lines in [
+            "",
+            "A: b",
+            "A:b",
+            "A:",
+            "A: ",
+            "A:\t \t",
+            "A: b \t",
+            "A:  b  c ",
+            "A: b\r\nC: d",
+            "A:\r\n\t",
+            "A\r\nB: c",
+            "A: b\nC: d",
+            "A:\nB: c",
+            "A: b\n",
+            "\nA: b",
+            "A : b",
+            " A: b",
+            "A: \r",
+            "A: b\rc",
+            "A\0: b",
+            "A: \x7f",
+            "A: \u{e9}",
+            "A\u{e9}: b",
+            "a:b:c",
+            ":a",
+            "A!#$%&'*+-.^_`|~z09: x",
+            "A\"B: x",
+        ] {
+            let message = format!(
+                "GET / HTTP/1.1\r\n{lines}{}\r\n",
+                if lines.is_empty() { "" } else { "\r\n" }
+            );
+            let (mut fast, mut reference) = (Vec::new(), Vec::new());
+            let expected = walk(message.as_bytes(), 16, Sender::Client, &mut reference).ok();
+            assert_eq!(parse_fast(message.as_bytes(), 16, &mut fast), expected, "{lines:?}");
+            if expected.is_some() {
+                assert_eq!(fast, reference, "{lines:?}");
+                read += 1;
+            }
+        }
+        assert!(read >= 9, "{read}");
+    }
+
+    #[test]
+    fn a_refused_line_names_its_rule() {
+        for (line, expected) in [
+            ("A: b\rc", BARE_CR),
+            (" A: b", "line folding or whitespace before a field name (RFC 9112, 2.2 and 5.2)"),
+            ("\tb", "line folding or whitespace before a field name (RFC 9112, 2.2 and 5.2)"),
+            ("A b", "field line without a colon (RFC 9112, 5)"),
+            ("A : b", "whitespace between field name and colon (RFC 9112, 5.1)"),
+            ("A b: c", "field name is not a token (RFC 9110, 5.1)"),
+            (": b", "field name is not a token (RFC 9110, 5.1)"),
+            ("A: \0", "control byte in a field value (RFC 9110, 5.5)"),
+        ] {
+            assert_eq!(field_line(line.as_bytes(), 0, Sender::Client), Err(expected), "{line:?}");
+        }
+        assert!(field_line(b"A : b", 0, Sender::App).is_ok());
+    }
+
+    #[test]
+    fn members_are_trimmed_and_not_empty() {
+        let bytes = b"Connection: a, b ,,\t,c d,";
+        let found: Vec<_> =
+            members(bytes, Span::new(12, bytes.len())).map(|m| m.of(bytes)).collect();
+        assert_eq!(found, [&b"a"[..], b"b", b"c d"]);
+        assert_eq!(members(b"", Span::default()).count(), 0);
+    }
 }
