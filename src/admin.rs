@@ -47,7 +47,7 @@ pub enum State {
     Starting,
     Ready,
     Draining,
-    /// The app ended by itself.
+    /// The app ended by itself, or the last attempt did not reach it.
     AppDown,
 }
 
@@ -253,7 +253,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 impl Facts {
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
-        let state = self.health.get();
+        let state = self.state();
         let ready = if state == State::Ready { 200 } else { 503 };
         let (status, kind, body) = match path {
             _ if method != Method::GET && method != Method::HEAD => {
@@ -273,6 +273,14 @@ impl Facts {
         response
     }
 
+    /// From what became of attempts, never from a connect: that would hold a sync worker.
+    fn state(&self) -> State {
+        match self.health.get() {
+            State::Ready if !self.server.app_reachable() => State::AppDown,
+            state => state,
+        }
+    }
+
     /// Prometheus text format 0.0.4.
     fn metrics(&self) -> String {
         let counts = self.server.counts();
@@ -283,7 +291,7 @@ impl Facts {
         text.family("uptime_seconds", "gauge", "Seconds since the start.");
         text.sample("uptime_seconds", "", self.started.elapsed().as_secs());
         text.family("ready", "gauge", "1 while /readyz answers 200.");
-        text.sample("ready", "", u64::from(self.health.get() == State::Ready));
+        text.sample("ready", "", u64::from(self.state() == State::Ready));
 
         text.family(
             "requests_total",
@@ -363,7 +371,7 @@ impl Facts {
             .collect();
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "state": self.health.get().name(),
+            "state": self.state().name(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "connections": counts.connections,
             "idle": counts.idle,

@@ -1,7 +1,7 @@
 //! How a client's bytes become part of a log line. Called by `template` for every text value.
 //!
-//! What must stay true: no byte below 0x20, no 0x7F and, in the text formats, no byte above it leaves
-//! here, and no `"` unescaped, so that no client can end a field or a line.
+//! What must stay true: no byte below 0x20, no 0x7F and, but for JSON, none above it leaves here,
+//! and no `"` unescaped, so that no client can end a field or a line.
 
 /// The escaping of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum Escape {
 /// What a cut value ends with.
 const MARKER: &[u8] = b"...";
 
-/// Appends `value`, at most `cap` bytes (no less than the marker's 3): a longer one ends with `...`.
+/// Appends `value`, at most `cap` bytes (3 or more): a longer one ends with the marker.
 pub(super) fn append(out: &mut Vec<u8>, value: &[u8], escape: Escape, cap: usize) {
     let start = out.len();
     // An escaped text is never shorter than the text: what lies beyond the cap need not be looked

@@ -1,9 +1,9 @@
-//! The one template language of all log formats. `Format::parse` compiles a template once, at start;
-//! `Format::render` makes one line of one record, without allocation and without `core::fmt`.
+//! The one template language of all log formats. `Format::parse` compiles a template once, at
+//! start; `Format::render` makes one line of one record, without allocation and `core::fmt`.
 //!
-//! A template is text with nginx's variables (`$status`, `${status}`), so that an nginx `log_format`
-//! can be pasted. What must stay true: a line is one line, at most `max_line` bytes, whatever the
-//! client sent.
+//! A template is text with nginx's variables (`$status`, `${status}`), so that an nginx
+//! `log_format` can be pasted. What must stay true: a line is one line, at most `max_line` bytes,
+//! whatever the client sent.
 
 use std::cell::RefCell;
 

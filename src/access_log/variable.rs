@@ -683,6 +683,17 @@ mod tests {
     }
 
     #[test]
+    fn every_name_is_in_the_docs() {
+        let docs = include_str!("../../docs/log.md");
+        for name in NAMES.iter().map(|(name, _)| *name).chain(CONSTANTS) {
+            assert!(docs.contains(&format!("`${name}`")), "{name}");
+        }
+        for reason in Reason::ALL {
+            assert!(docs.contains(&format!("`{}`", reason.name())), "{}", reason.name());
+        }
+    }
+
+    #[test]
     fn every_name_is_found_and_a_near_one_is_suggested() {
         for (name, variable) in NAMES {
             assert_eq!(lookup(name).as_ref(), Some(variable));

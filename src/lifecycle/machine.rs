@@ -37,7 +37,7 @@ pub(super) struct Plan {
 pub(super) enum Event {
     /// Any handled signal but CHLD.
     Signal(Signal),
-    /// The readiness probe succeeded; the text says how.
+    /// The readiness probe succeeded; the text says what it saw.
     AppAnswered(String),
     /// It did not within boot-timeout; the text says what is missing.
     BootFailed(String),
@@ -152,11 +152,11 @@ impl Machine {
         let mut todo = Vec::new();
         match event {
             Event::Signal(signal) => self.signal(signal, counts, now, &mut todo),
-            Event::AppAnswered(how) => {
+            Event::AppAnswered(seen) => {
                 if let Phase::Boot = self.phase {
                     self.phase = Phase::Serving;
                     todo.extend([Action::Open, Action::AppAnswered]);
-                    todo.push(Action::Say(format!("app answered {how}; port open")));
+                    todo.push(Action::Say(format!("{seen}; port open")));
                 }
             }
             Event::BootFailed(why) => {

@@ -121,6 +121,12 @@ impl Spool {
         *self = Spool::new(&self.budget, self.limits);
     }
 
+    /// The body, to be used elsewhere; what stays is empty.
+    pub fn take(&mut self) -> Spool {
+        let empty = Spool::new(&self.budget, self.limits);
+        std::mem::replace(self, empty)
+    }
+
     /// Bytes pushed so far.
     pub fn len(&self) -> u64 {
         self.pushed

@@ -21,15 +21,17 @@ use crate::config::{Config, UpstreamAddr};
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits for the app, at most `boot-timeout`: for `ready-file` where that is set, else for an answer
-/// of every upstream. Ok says what was seen (`HEAD / after 6.2 s (200)`), Err what is missing.
+/// of every upstream. Ok says what was seen (`app answered HEAD / after 6.2 s (200)`), Err what is missing.
 pub async fn wait_until_ready(config: &Config) -> Result<String, String> {
     let began = tokio::time::Instant::now();
     let mut missing = Missing::default();
     match tokio::time::timeout(config.boot_timeout, ready(config, &mut missing)).await {
         Ok(what) => Ok(match what {
-            Ready::File => format!("by ready-file after {:.1} s", began.elapsed().as_secs_f64()),
+            Ready::File => {
+                format!("ready-file appeared after {:.1} s", began.elapsed().as_secs_f64())
+            }
             Ready::Answer(status) => format!(
-                "HEAD {} after {:.1} s ({})",
+                "app answered HEAD {} after {:.1} s ({})",
                 config.ready_path,
                 began.elapsed().as_secs_f64(),
                 status.as_u16()

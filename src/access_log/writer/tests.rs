@@ -158,6 +158,48 @@ fn a_reader_that_has_gone_costs_lines_only() {
 }
 
 #[test]
+fn lost_lines_are_said_once_when_they_begin_and_once_when_they_end() {
+    // The log's own thread speaks, so the thread's part is called here, under a subscriber of ours.
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let diagnostics = LogWriter::open(&LogDestination::File(said.clone()), BACKLOG).unwrap();
+    let lines = crate::access_log::diagnostics::lines(diagnostics.clone());
+    tracing::subscriber::with_default(lines, || {
+        let mut thread = Thread {
+            name: "access log",
+            shared: Arc::default(),
+            sink: Sink::new(OpenOptions::new().write(true).open("/dev/full").unwrap(), false),
+            path: None,
+            failing: false,
+        };
+        thread.write(b"one\ntwo\n", None);
+        thread.write(b"three\n", None);
+        thread.sink.file = File::create(dir.path().join("log")).unwrap();
+        thread.write(b"four\n", None);
+        thread.write(b"five\n", None);
+    });
+    assert!(diagnostics.close(LONG));
+    assert_eq!(
+        fs::read_to_string(said).unwrap(),
+        "bufproxy: error: access log: No space left on device (os error 28); lines are lost until \
+         it can be written\nbufproxy: warning: access log is written again; 3 lines were lost\n"
+    );
+    assert_eq!(fs::read_to_string(dir.path().join("log")).unwrap(), "four\nfive\n");
+}
+
+#[test]
+fn a_line_that_was_torn_by_a_full_disk_is_ended_before_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let mut sink = Sink::new(File::create(&path).unwrap(), false);
+    assert_eq!(sink.write_lines(b"whole\n"), 0);
+    // What a short write leaves.
+    sink.write_all(b"to").unwrap();
+    assert_eq!(sink.write_lines(b"next\n"), 0);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "whole\nto\nnext\n");
+}
+
+#[test]
 fn a_descriptor_made_non_blocking_by_somebody_else_is_waited_for() {
     let (mut reader, app, log) = pipe(BACKLOG);
     let flags = rustix::fs::fcntl_getfl(&app).unwrap();

@@ -31,7 +31,7 @@ impl Run {
 
     fn serving(change: impl FnOnce(&mut Plan)) -> Run {
         let mut run = Run::booting(change);
-        run.at(0.0, Event::AppAnswered("HEAD / after 0.0 s (200)".into()), NONE);
+        run.at(0.0, Event::AppAnswered("app answered HEAD / after 0.0 s (200)".into()), NONE);
         assert_eq!(run.machine.state(), State::Ready);
         run
     }
@@ -74,7 +74,8 @@ use Action::{AnnounceClose, AppGone, CloseIdle, SignalChild, StopAccepting};
 fn the_port_opens_when_the_app_has_answered() {
     let mut run = Run::booting(|_| {});
     assert_eq!(run.machine.state(), State::Starting);
-    let todo = run.all_at(6.2, Event::AppAnswered("HEAD / after 6.2 s (200)".into()), NONE);
+    let todo =
+        run.all_at(6.2, Event::AppAnswered("app answered HEAD / after 6.2 s (200)".into()), NONE);
     let line = say("app answered HEAD / after 6.2 s (200); port open");
     assert_eq!(todo, [Action::Open, Action::AppAnswered, line]);
     assert_eq!(run.machine.state(), State::Ready);

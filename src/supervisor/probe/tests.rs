@@ -51,7 +51,10 @@ fn it_asks_until_the_app_answers() {
         };
         let (ready, requests) = tokio::join!(wait_until_ready(&config), boot);
         let how = ready.unwrap();
-        assert!(how.starts_with("HEAD / after 0.") && how.ends_with(" s (500)"), "{how}");
+        assert!(
+            how.starts_with("app answered HEAD / after 0.") && how.ends_with(" s (500)"),
+            "{how}"
+        );
         assert_eq!(requests.len(), 3);
         assert_eq!(
             requests[2],
@@ -198,6 +201,6 @@ fn a_ready_file_stands_for_an_answer() {
         );
         std::fs::write(&file, "").unwrap();
         let how = wait_until_ready(&config).await.unwrap();
-        assert_eq!(how, "by ready-file after 0.0 s");
+        assert_eq!(how, "ready-file appeared after 0.0 s");
     });
 }
