@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,9 +149,8 @@ pub fn healthcheck(addr: &Listen, limit: Duration) -> Result<(), String> {
     let answer = async {
         match addr {
             Listen::Tcp(addr) => {
-                // Bound to every address means reachable at the local one.
-                let addr = reachable(*addr);
-                let stream = TcpStream::connect_timeout(&addr, limit)?;
+                // An unspecified address, as one binds to, is the loopback to Linux.
+                let stream = TcpStream::connect_timeout(addr, limit)?;
                 stream.set_nonblocking(true)?;
                 get_readyz(tokio::net::TcpStream::from_std(stream)?).await
             }
@@ -426,17 +425,6 @@ fn is_dead(path: &Path) -> bool {
     matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
         && std::fs::symlink_metadata(path)
             .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()))
-}
-
-/// The address to ask when a listener is bound to `addr`.
-fn reachable(mut addr: SocketAddr) -> SocketAddr {
-    if addr.ip().is_unspecified() {
-        addr.set_ip(match addr {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    addr
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod machine;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::pin::pin;
@@ -84,7 +85,8 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 .map_err(|e| Failure::new(format!("admin: cannot listen on {e}")))?,
         ),
     };
-    info!("{}", config.boot_line(&server.local_addrs()));
+    let listening = server.local_addrs();
+    info!("{}", config.boot_line(&listening));
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -97,12 +99,13 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
         idle_grace: config.idle_grace,
         child_stop_signal: Signal::from_named_raw(config.child_stop_signal).unwrap_or(Signal::TERM),
         child: child.is_some(),
+        command: config.command.join(OsStr::new(" ")).to_string_lossy().into_owned(),
         open_when_ready,
         terminal: io::stdin().is_terminal(),
     });
     perform(todo, &server, child.as_ref())?;
 
-    let mut probe = pin!(wait_until_ready(&config));
+    let mut probe = pin!(wait_until_ready(&config, &listening));
     let outcome = loop {
         health.set(machine.state());
         let event = tokio::select! {

@@ -46,7 +46,7 @@ const MIN_FIELD: usize = 48;
 const MIN_LINE: usize = 4095;
 
 /// What a format needs beside its template.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FormatOptions<'a> {
     /// Option `log-name`.
     pub name: &'a str,

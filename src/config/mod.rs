@@ -212,8 +212,9 @@ pub enum LogDestination {
     Off,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogQuery {
+    #[default]
     On,
     Off,
     Redact,

@@ -8,6 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::access_log::{Format, FormatOptions};
+
 use super::platform::{self, Platform};
 use super::resolve::{Given, Here, Source};
 use super::value::{
@@ -600,11 +602,14 @@ const TABLE: &[Opt] = &[
         set: |c, v, _| {
             put(&mut c.log_format, v, |text| {
                 let known = matches!(text, "l2met" | "logfmt" | "combined" | "json");
-                if known || text.contains('$') {
-                    return Ok(text.to_owned());
+                if !known && !text.contains('$') {
+                    let write = "l2met, logfmt, combined, json or a template as '$request $status'";
+                    return Err(Bad::new("is not a format").write(write));
                 }
-                let write = "l2met, logfmt, combined, json or a template as '$request $status'";
-                Err(Bad::new("is not a format").write(write))
+                match Format::parse(text, FormatOptions::default()) {
+                    Ok(_) => Ok(text.to_owned()),
+                    Err(what) => Err(Bad::new(format!("is not a format: {what}"))),
+                }
             })
         },
         ..PLAIN

@@ -20,6 +20,7 @@ impl Run {
             idle_grace: Duration::from_secs(5),
             child_stop_signal: Signal::TERM,
             child: true,
+            command: "gunicorn app.wsgi".into(),
             open_when_ready: true,
             terminal: false,
         };
@@ -246,7 +247,8 @@ fn an_app_that_dies_at_boot_is_a_failure_with_its_code() {
     assert_eq!(run.all_at(1.0, ended(4), NONE), []);
     let outcome = run.machine.outcome().unwrap();
     assert_eq!(outcome.code, 4);
-    assert_eq!(outcome.failure.as_deref(), Some("app ended before it answered: exit code 4"));
+    let why = "app ended before it answered: exit code 4 (gunicorn app.wsgi)";
+    assert_eq!(outcome.failure.as_deref(), Some(why));
 }
 
 #[test]
