@@ -155,7 +155,7 @@ fn record_names_who_was_slow() {
     let mut client = proxy.connect();
     client.get("/app");
     let (worker, _) = app.request();
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(200));
     worker.reply("");
     client.response();
     assert_eq!(proxy.record("/app").get("slow"), "app");
@@ -163,7 +163,7 @@ fn record_names_who_was_slow() {
     let mut client = proxy.connect_slow();
     client.get("/client");
     app.request().0.reply(pattern(3_000_000));
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(200));
     client.response();
     assert_eq!(proxy.record("/client").get("slow"), "client_down");
 }
