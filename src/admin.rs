@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub enum State {
     Starting,
     Ready,
     Draining,
-    /// The app ended by itself.
+    /// The app ended by itself, or the last attempt did not reach it.
     AppDown,
 }
 
@@ -149,9 +149,8 @@ pub fn healthcheck(addr: &Listen, limit: Duration) -> Result<(), String> {
     let answer = async {
         match addr {
             Listen::Tcp(addr) => {
-                // Bound to every address means reachable at the local one.
-                let addr = reachable(*addr);
-                let stream = TcpStream::connect_timeout(&addr, limit)?;
+                // An unspecified address, as one binds to, is the loopback to Linux.
+                let stream = TcpStream::connect_timeout(addr, limit)?;
                 stream.set_nonblocking(true)?;
                 get_readyz(tokio::net::TcpStream::from_std(stream)?).await
             }
@@ -253,7 +252,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 impl Facts {
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
-        let state = self.health.get();
+        let state = self.state();
         let ready = if state == State::Ready { 200 } else { 503 };
         let (status, kind, body) = match path {
             _ if method != Method::GET && method != Method::HEAD => {
@@ -273,6 +272,14 @@ impl Facts {
         response
     }
 
+    /// From what became of attempts, never from a connect: that would hold a sync worker.
+    fn state(&self) -> State {
+        match self.health.get() {
+            State::Ready if !self.server.app_reachable() => State::AppDown,
+            state => state,
+        }
+    }
+
     /// Prometheus text format 0.0.4.
     fn metrics(&self) -> String {
         let counts = self.server.counts();
@@ -283,7 +290,7 @@ impl Facts {
         text.family("uptime_seconds", "gauge", "Seconds since the start.");
         text.sample("uptime_seconds", "", self.started.elapsed().as_secs());
         text.family("ready", "gauge", "1 while /readyz answers 200.");
-        text.sample("ready", "", u64::from(self.health.get() == State::Ready));
+        text.sample("ready", "", u64::from(self.state() == State::Ready));
 
         text.family(
             "requests_total",
@@ -363,7 +370,7 @@ impl Facts {
             .collect();
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "state": self.health.get().name(),
+            "state": self.state().name(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "connections": counts.connections,
             "idle": counts.idle,
@@ -418,17 +425,6 @@ fn is_dead(path: &Path) -> bool {
     matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
         && std::fs::symlink_metadata(path)
             .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()))
-}
-
-/// The address to ask when a listener is bound to `addr`.
-fn reachable(mut addr: SocketAddr) -> SocketAddr {
-    if addr.ip().is_unspecified() {
-        addr.set_ip(match addr {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    addr
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod machine;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::pin::pin;
@@ -26,6 +27,9 @@ use machine::{Action, Event, Machine, Outcome, Plan};
 
 /// How often the counts are looked at while draining.
 const TICK: Duration = Duration::from_millis(10);
+
+/// What the end of a killed child may take.
+const KILL: Duration = Duration::from_millis(500);
 
 /// What the log writer may take at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
@@ -68,8 +72,10 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
     let mut signals = Signals::install()
         .map_err(|e| Failure::new(format!("cannot install signal handlers: {e}")))?;
     let soft_limit = raise_descriptor_limit();
-    let server = Server::bind(config.clone())
-        .map_err(|e| Failure::new(format!("cannot listen on {e} (option listen, else PORT)")))?;
+    let server = Server::bind(config.clone()).map_err(|e| match e.kind() {
+        io::ErrorKind::Other => Failure::new(e),
+        _ => Failure::new(format!("cannot listen on {e} (option listen, else PORT)")),
+    })?;
     let health = Arc::new(Health::default());
     // Removes its socket when dropped.
     let _admin = match &config.admin {
@@ -79,7 +85,8 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 .map_err(|e| Failure::new(format!("admin: cannot listen on {e}")))?,
         ),
     };
-    info!("{}", config.boot_line(&server.local_addrs()));
+    let listening = server.local_addrs();
+    info!("{}", config.boot_line(&listening));
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -92,12 +99,13 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
         idle_grace: config.idle_grace,
         child_stop_signal: Signal::from_named_raw(config.child_stop_signal).unwrap_or(Signal::TERM),
         child: child.is_some(),
+        command: config.command.join(OsStr::new(" ")).to_string_lossy().into_owned(),
         open_when_ready,
         terminal: io::stdin().is_terminal(),
     });
     perform(todo, &server, child.as_ref())?;
 
-    let mut probe = pin!(wait_until_ready(&config));
+    let mut probe = pin!(wait_until_ready(&config, &listening));
     let outcome = loop {
         health.set(machine.state());
         let event = tokio::select! {
@@ -110,7 +118,7 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 signal => Event::Signal(signal),
             },
             ready = &mut probe, if machine.state() == State::Starting => match ready {
-                Ok(how) => Event::AppAnswered(how),
+                Ok(seen) => Event::AppAnswered(seen),
                 Err(missing) => Event::BootFailed(missing),
             },
             () = tokio::time::sleep(TICK), if machine.ticking() => Event::Tick,
@@ -121,7 +129,19 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
             break outcome.clone();
         }
     };
-    finish(&server, outcome).await
+    server.abort().await;
+    if child.is_some() {
+        // It has been killed. If even that takes long, it is left to whoever reaps us.
+        let reaped = async {
+            while child.is_some() {
+                if signals.next().await == Signal::CHILD {
+                    supervisor::reap(&mut child);
+                }
+            }
+        };
+        let _ = tokio::time::timeout(KILL, reaped).await;
+    }
+    finish(&server, outcome)
 }
 
 /// Starts the wrapped command, if there is one.
@@ -171,9 +191,8 @@ fn perform(todo: Vec<Action>, server: &Server, child: Option<&Child>) -> Result<
     Ok(())
 }
 
-/// Cuts what is left, sums up, flushes the log.
-async fn finish(server: &Server, outcome: Outcome) -> Result<u8, Failure> {
-    server.abort().await;
+/// Sums up, flushes the log.
+fn finish(server: &Server, outcome: Outcome) -> Result<u8, Failure> {
     if let Some(since) = outcome.since {
         let totals = server.drain_totals();
         info!(

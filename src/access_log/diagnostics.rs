@@ -1,4 +1,5 @@
-//! Diagnostics: what the program says of itself, with `tracing`, on stderr. `main` calls `init` once.
+//! Diagnostics: what the program says of itself, with `tracing`, on stderr. `main` calls `init`
+//! once.
 //!
 //! One line each, in plain words: `bufproxy: text`, `bufproxy: warning: text`, `bufproxy: error:
 //! text`. They go through a log thread of their own, since a loop must not wait for stderr either.
@@ -96,6 +97,12 @@ impl Visit for Text {
         };
         written.expect("a String takes every write");
     }
+}
+
+/// A subscriber for tests of what other modules say.
+#[cfg(test)]
+pub(super) fn lines(writer: LogWriter) -> impl Subscriber + Send + Sync {
+    subscriber(writer, Level::INFO, false)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! The one template language of all log formats. `Format::parse` compiles a template once, at start;
-//! `Format::render` makes one line of one record, without allocation and without `core::fmt`.
+//! The one template language of all log formats. `Format::parse` compiles a template once, at
+//! start; `Format::render` makes one line of one record, without allocation and `core::fmt`.
 //!
-//! A template is text with nginx's variables (`$status`, `${status}`), so that an nginx `log_format`
-//! can be pasted. What must stay true: a line is one line, at most `max_line` bytes, whatever the
-//! client sent.
+//! A template is text with nginx's variables (`$status`, `${status}`), so that an nginx
+//! `log_format` can be pasted. What must stay true: a line is one line, at most `max_line` bytes,
+//! whatever the client sent.
 
 use std::cell::RefCell;
 
@@ -46,7 +46,7 @@ const MIN_FIELD: usize = 48;
 const MIN_LINE: usize = 4095;
 
 /// What a format needs beside its template.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FormatOptions<'a> {
     /// Option `log-name`.
     pub name: &'a str,

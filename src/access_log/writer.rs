@@ -2,8 +2,8 @@
 //! writes what has come together, so that a slow reader or disk never slows a client.
 //!
 //! What must stay true: `push` never waits for the destination; a pipe gets whole lines in writes
-//! that the kernel does not mix with those of the app, which shares it; the descriptor's flags, which
-//! are the app's too, are never changed.
+//! that the kernel does not mix with those of the app, which shares it; the descriptor's flags,
+//! which are the app's too, are never changed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -38,7 +38,7 @@ pub struct LogWriter {
     max_line: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     /// Locked for a memcpy, never during a write.
     state: Mutex<State>,
@@ -104,12 +104,9 @@ impl LogWriter {
         let mut thread = Thread {
             name,
             shared: shared.clone(),
-            sink: Sink {
-                file,
-                write_size: if pipe { PIPE_WRITE } else { FILE_WRITE },
-                torn: false,
-            },
+            sink: Sink::new(file, pipe),
             path,
+            failing: false,
         };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
         let max_line = if pipe { PIPE_MAX_LINE } else { FILE_MAX_LINE };
@@ -192,6 +189,8 @@ struct Thread {
     shared: Arc<Shared>,
     sink: Sink,
     path: Option<PathBuf>,
+    /// The last write failed, and it was said.
+    failing: bool,
 }
 
 impl Thread {
@@ -236,14 +235,19 @@ impl Thread {
             self.reopen();
         }
         failed += self.sink.write_lines(new);
-        let mut state = self.shared.lock();
         if failed > 0 {
-            state.lost += failed;
             METRICS.log_lines_dropped.add(failed);
-        } else if state.lost > 0 && !batch.is_empty() {
-            let lost = std::mem::take(&mut state.lost);
-            drop(state);
-            tracing::warn!("{}: lines are written again, {lost} were lost", self.name);
+            self.shared.lock().lost += failed;
+            if let Some(error) = self.sink.error.take().filter(|_| !self.failing) {
+                self.failing = true;
+                tracing::error!("{}: {error}; lines are lost until it can be written", self.name);
+            }
+        } else if !batch.is_empty() {
+            self.failing = false;
+            let lost = std::mem::take(&mut self.shared.lock().lost);
+            if lost > 0 {
+                tracing::warn!("{} is written again; {lost} lines were lost", self.name);
+            }
         }
     }
 
@@ -274,9 +278,16 @@ struct Sink {
     write_size: usize,
     /// The last write ended inside a line.
     torn: bool,
+    /// Why the last lines could not be written.
+    error: Option<io::Error>,
 }
 
 impl Sink {
+    fn new(file: File, pipe: bool) -> Sink {
+        let write_size = if pipe { PIPE_WRITE } else { FILE_WRITE };
+        Sink { file, write_size, torn: false, error: None }
+    }
+
     /// Writes lines, as many whole ones at once as `write_size` allows. Gives the number of lines
     /// that could not be written.
     fn write_lines(&mut self, mut lines: &[u8]) -> u64 {
@@ -300,8 +311,7 @@ impl Sink {
         let mut left = bytes;
         while let [.., last] = left {
             match (&self.file).write(left) {
-                Ok(0) => return Err(left.len()),
-                Ok(n) => {
+                Ok(n @ 1..) => {
                     self.torn = n < left.len() || *last != b'\n';
                     left = &left[n..];
                 }
@@ -312,8 +322,12 @@ impl Sink {
                     // Whatever it says, the next write tells.
                     let _ = poll(&mut fds, None);
                 }
-                // The reader has gone, the disk is full: these lines are lost, later ones may not be.
-                Err(_) => return Err(left.len()),
+                // The reader has gone, the disk is full: these lines are lost, later ones perhaps
+                // not.
+                result => {
+                    self.error = Some(result.err().unwrap_or(io::ErrorKind::WriteZero.into()));
+                    return Err(left.len());
+                }
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::resolve::Flags;
+use super::resolve::{Flags, nearest};
 use super::settings::{Opt, table};
 use super::value::any_of;
 
@@ -31,15 +31,16 @@ const USAGE: &str = "bufproxy [OPTIONS] [-- COMMAND...]
        bufproxy demo";
 
 const AFTER: &str = "\
-An option NAME is also the variable BUFPROXY_NAME and a key of bufproxy.toml; the flag wins, then the
-variable, then the file. Sizes are 64k, 100m, 1g; times are 500ms, 30s, 5m; off is off. Several values:
-repeat the flag, or put commas between them. In [ ]: the default.
+An option NAME is also the variable BUFPROXY_NAME and a key of bufproxy.toml. The flag wins, then the \
+variable, then the file. Sizes are 64k, 100m, 1g; times are 500ms, 30s, 5m. Several values: repeat the \
+flag, or put commas between them. The default is in [ ].
 
+Example:
   bufproxy --upstream unix:/tmp/app.sock -- gunicorn --bind unix:/tmp/app.sock app.wsgi";
 
 /// Reads the arguments, program name not included.
 pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
-    let separator = args.iter().position(|arg| arg == "--");
+    let separated = args.iter().any(|arg| arg == "--");
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => match error.kind() {
@@ -52,9 +53,7 @@ pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
         let words: Vec<OsString> =
             matches.get_many("command").map(|words| words.cloned().collect()).unwrap_or_default();
         match words.first() {
-            None if separator.is_some() => {
-                Err("no command follows --: write it, or leave out --".to_owned())
-            }
+            None if separated => Err("no command follows --: write it, or leave out --".to_owned()),
             Some(first) if first.to_string_lossy().starts_with('-') => Err(format!(
                 "the command after -- begins with {first:?}: write options before --, the program after it"
             )),
@@ -152,20 +151,26 @@ fn explain(error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand if argument.starts_with('-') => {
             let names = table().iter().flat_map(|opt| [Some(opt.name), opt.alias]).flatten();
-            let near = super::resolve::did_you_mean(argument.trim_start_matches('-'), names);
-            let near = near.replace("did you mean ", "did you mean --");
-            format!("{argument} is not an option{near}")
+            let near = nearest(argument.trim_start_matches('-'), names);
+            let hint = near.map_or(String::new(), |near| format!(": did you mean --{near}?"));
+            format!("{argument} is not an option{hint}")
+        }
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand
+            if SUBCOMMANDS.contains(&argument.as_str()) =>
+        {
+            format!("a subcommand comes first: write bufproxy {argument} [OPTIONS]")
         }
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => format!(
             "{argument:?} is not a subcommand ({}): write a command to wrap after --",
             any_of(SUBCOMMANDS)
         ),
-        ErrorKind::ArgumentConflict => {
-            "a subcommand comes first: write bufproxy check [OPTIONS]".to_owned()
-        }
         ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
         ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
-            format!("{argument} has no value")
+            // clap's is `--max-body <SIZE>`.
+            let flag = argument.split(' ').next().unwrap_or_default();
+            let opt = table().iter().find(|opt| flag.strip_prefix("--") == Some(opt.name));
+            let example = opt.map_or("VALUE", |opt| opt.example);
+            format!("{flag} has no value: write {flag} {example}")
         }
         // What is left has no wording of its own: clap's first line.
         _ => {

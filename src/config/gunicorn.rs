@@ -82,10 +82,10 @@ pub(super) fn inspect(
     let words: Vec<String> =
         command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if words.is_empty() {
-        return unknown("no wrapped command");
+        return unknown("no wrapped command to learn it from");
     }
     let Some(arguments) = gunicorn_arguments(&words, env) else {
-        return unknown("the command is not known to be gunicorn");
+        return unknown("the command is not a gunicorn that can be read");
     };
     let mut settings = Settings::default();
     settings.take_arguments(&arguments);
@@ -322,7 +322,8 @@ fn base_name(word: &str) -> &str {
 /// Splits a shell's text into its simple commands and their words: quotes, `$NAME`, `${NAME}` and
 /// `${NAME:-default}`. Not a shell: what it cannot know stays as it is, and is then no number.
 fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
-    let mut commands = vec![Vec::new()];
+    let mut commands = Vec::new();
+    let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
     let mut chars = text.chars().peekable();
@@ -334,12 +335,10 @@ fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
                 word.get_or_insert_default();
             }
             (None, ';' | '&' | '|' | '\n') => {
-                commands.last_mut().expect("begins with one").extend(word.take());
-                commands.push(Vec::new());
+                words.extend(word.take());
+                commands.push(std::mem::take(&mut words));
             }
-            (None, _) if c.is_whitespace() => {
-                commands.last_mut().expect("begins with one").extend(word.take());
-            }
+            (None, _) if c.is_whitespace() => words.extend(word.take()),
             (None | Some('"'), '\\') => word.get_or_insert_default().extend(chars.next()),
             (None | Some('"'), '$') => {
                 let braced = chars.next_if_eq(&'{').is_some();
@@ -362,7 +361,8 @@ fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
             _ => word.get_or_insert_default().push(c),
         }
     }
-    commands.last_mut().expect("begins with one").extend(word);
+    words.extend(word);
+    commands.push(words);
     commands
 }
 
@@ -427,4 +427,211 @@ fn literal(value: &str) -> Option<String> {
     let number = value.split('#').next().unwrap_or(value).trim();
     (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| number.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Slots (0: off), reason and socket of a command, split at spaces.
+    fn look(command: &[&str], env: &[(&str, &str)], files: &[(&str, &str)]) -> Gunicorn {
+        let command: Vec<OsString> = command.iter().map(OsString::from).collect();
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        inspect(&command, &env, &|path: &Path| {
+            let found = files.iter().find(|(name, _)| Path::new(name) == path);
+            let text = found.map(|(_, text)| text.as_bytes().to_vec());
+            text.ok_or(std::io::ErrorKind::NotFound.into())
+        })
+    }
+
+    fn slots(line: &str) -> usize {
+        let words: Vec<&str> = line.split(' ').collect();
+        look(&words, &[], &[]).slots.unwrap_or(0)
+    }
+
+    #[test]
+    fn slots_are_workers_times_threads() {
+        for (line, expected) in [
+            ("gunicorn app", 1),
+            ("gunicorn -w 4 app", 4),
+            ("gunicorn -w4 app", 4),
+            ("gunicorn -w=4 app", 4),
+            ("gunicorn --workers 4 app", 4),
+            ("gunicorn --workers=4 app", 4),
+            ("gunicorn app:app -w 2 --threads 4", 8),
+            ("gunicorn --thread 4 app", 4),
+            ("gunicorn -k gthread --threads=4 -w 2 app", 8),
+            ("gunicorn -k gthread app", 1),
+            ("gunicorn -k sync -w 3 app", 3),
+            ("gunicorn -k egg:gunicorn#sync -w 3 app", 3),
+            ("gunicorn --worker-class gunicorn.workers.gthread.ThreadWorker --threads 3 app", 3),
+            ("gunicorn -w 2 -w 3 app", 3),
+            ("gunicorn -n gunicorn -w 3 app", 3),
+            ("/app/.venv/bin/gunicorn -w 3 app", 3),
+            // Launchers.
+            ("newrelic-admin run-program gunicorn -w 3 app", 3),
+            ("ddtrace-run gunicorn -w 3 app", 3),
+            ("uv run gunicorn -w 3 app", 3),
+            ("uv run --frozen gunicorn -w 3 app", 3),
+            ("uv run --with gunicorn gunicorn -w 3 app", 3),
+            ("uv run -- gunicorn -w 3 app", 3),
+            ("poetry run gunicorn -w 3 app", 3),
+            ("conda run -n web gunicorn -w 3 app", 3),
+            ("python -m gunicorn -w 3 app", 3),
+            ("python3.12 -u -m gunicorn.app.wsgiapp -w 3 app", 3),
+            ("env DJANGO=1 gunicorn -w 3 app", 3),
+            (
+                "bin/start-nginx newrelic-admin run-program gunicorn hc.wsgi --preload --workers 4",
+                4,
+            ),
+            // Async classes serve many at once.
+            ("gunicorn -k gevent -w 4 app", 0),
+            ("gunicorn -k uvicorn.workers.UvicornWorker -w 4 app", 0),
+            ("gunicorn --worker-class=eventlet app", 0),
+            ("gunicorn -k tornado app", 0),
+            ("gunicorn -k my.Worker app", 0),
+            // Not numbers.
+            ("gunicorn -w four app", 0),
+            ("gunicorn -w 0 app", 0),
+            ("gunicorn -w 99999999999999999999 app", 0),
+            // Not gunicorn, or not as it seems.
+            ("uvicorn app:app --workers 4", 0),
+            ("datasette gunicorn my.db -p 8001 -w 4", 0),
+            ("uv run datasette gunicorn my.db -w 4", 0),
+            ("uv run --frozen datasette gunicorn my.db -w 4", 0),
+            ("./start.sh gunicorn -w 4", 0),
+            ("puma -w 4", 0),
+        ] {
+            assert_eq!(slots(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn shell_commands_are_read() {
+        let shell =
+            |text: &str| look(&["sh", "-c", text], &[("WEB_WORKERS", "5")], &[]).slots.unwrap_or(0);
+        for (text, expected) in [
+            ("gunicorn -w 4 app", 4),
+            ("exec gunicorn -w 4 app", 4),
+            ("python manage.py migrate && exec gunicorn -w '4' \"app:app\"", 4),
+            ("pip install gunicorn; gunicorn -w 4 app", 4),
+            ("gunicorn -w 4 app | tee log", 4),
+            ("gunicorn -w $WEB_WORKERS app", 5),
+            ("gunicorn -w ${WEB_WORKERS} app", 5),
+            ("gunicorn -w \"${WEB_WORKERS:-2}\" app", 5),
+            ("gunicorn -w ${OTHER:-2} app", 2),
+            ("gunicorn -w ${OTHER-2} app", 2),
+            ("gunicorn -w '$WEB_WORKERS' app", 0),
+            ("gunicorn -w $(nproc) app", 0),
+            ("A=1 gunicorn -w\\\n4 app", 0),
+            ("honcho start", 0),
+            ("echo gunicorn", 0),
+        ] {
+            assert_eq!(shell(text), expected, "{text}");
+        }
+        assert_eq!(look(&["bash", "-lc", "gunicorn -w 4"], &[], &[]).slots, Some(4));
+        assert_eq!(look(&["bash", "run.sh"], &[], &[]).slots, None);
+    }
+
+    #[test]
+    fn command_line_wins_over_variable_over_file_over_web_concurrency() {
+        let command = ["gunicorn", "app"];
+        let with_flag = ["gunicorn", "-w", "2", "app"];
+        let web = ("WEB_CONCURRENCY", "5");
+        let arguments = ("GUNICORN_CMD_ARGS", "--access-logfile - --workers=3");
+        let file = [("./gunicorn.conf.py", "workers = 4\n")];
+        let slots = |command: &[&str], env: &[(&str, &str)], files: &[(&str, &str)]| {
+            look(command, env, files).slots
+        };
+        assert_eq!(slots(&with_flag, &[web, arguments], &file), Some(2));
+        assert_eq!(slots(&command, &[web, arguments], &file), Some(3));
+        assert_eq!(slots(&command, &[web], &file), Some(4));
+        assert_eq!(slots(&command, &[web], &[]), Some(5));
+        assert_eq!(slots(&command, &[], &[]), Some(1));
+        // WEB_CONCURRENCY says nothing of other programs and of async classes.
+        assert_eq!(slots(&["puma"], &[web], &[]), None);
+        assert_eq!(slots(&["gunicorn", "-k", "gevent"], &[web], &[]), None);
+        assert_eq!(slots(&command, &[("WEB_CONCURRENCY", "many")], &[]), None);
+    }
+
+    #[test]
+    fn configuration_files_are_read_as_far_as_they_are_literal() {
+        let conf = |text: &str, command: &[&str]| {
+            let found = look(command, &[], &[("conf/g.py", text)]);
+            (found.slots.unwrap_or(0), found.reason)
+        };
+        let plain = ["gunicorn", "-c", "conf/g.py", "app"];
+        for (text, expected) in [
+            ("workers = 4", 4),
+            ("workers=4 # four\nthreads  =  2", 8),
+            ("workers: int = 4", 4),
+            ("workers = 4\nworkers = 3", 3),
+            ("worker_class = 'gthread'\nthreads = 3", 3),
+            ("worker_class = \"gevent\"\nworkers = 3", 0),
+            ("# workers = 4", 1),
+            ("workers_max = 4", 1),
+            ("def f():\n    return workers == 4\n", 1),
+            ("workers = 2 * 4", 0),
+            ("workers = int(os.environ.get('W', 4))", 0),
+            ("workers += 1", 0),
+            ("workers, threads = 2, 4", 0),
+            ("if big:\n    workers = 4", 0),
+            ("threads = cpu_count()\nworkers = 4", 0),
+            ("worker_class = CLASS\nworkers = 4", 0),
+            ("from base import *\nthreads = 2", 0),
+            ("from base import x\nthreads = 2", 2),
+        ] {
+            assert_eq!(conf(text, &plain).0, expected, "{text}");
+        }
+        assert_eq!(
+            conf("workers = f()", &plain).1,
+            "workers in conf/g.py is not a literal: --concurrency N sets it"
+        );
+        // What the command line says, the file need not.
+        assert_eq!(conf("workers = f()", &["gunicorn", "-w", "2", "--config=conf/g.py"]).0, 2);
+        assert_eq!(conf("workers = 3", &["gunicorn", "-cfile:conf/g.py", "app"]).0, 3);
+        assert_eq!(conf("workers = 3", &["gunicorn", "-c", "python:app.conf"]).0, 0);
+    }
+
+    #[test]
+    fn the_reason_says_what_was_found() {
+        let reason = |line: &str, env: &[(&str, &str)]| {
+            look(&line.split(' ').collect::<Vec<_>>(), env, &[]).reason
+        };
+        assert_eq!(reason("gunicorn -w 4", &[]), "gunicorn sync, 4 workers");
+        assert_eq!(reason("gunicorn", &[]), "gunicorn sync, 1 worker");
+        assert_eq!(
+            reason("gunicorn", &[("WEB_CONCURRENCY", "2")]),
+            "gunicorn sync, 2 workers from WEB_CONCURRENCY"
+        );
+        assert_eq!(
+            reason("gunicorn -w 2 --threads 4", &[]),
+            "gunicorn gthread, 2 workers x 4 threads"
+        );
+        assert_eq!(
+            reason("gunicorn -k gevent", &[]),
+            "gunicorn gevent, not a class of one request a thread"
+        );
+        assert_eq!(reason("gunicorn -w x", &[]), "gunicorn's workers is \"x\"");
+        assert_eq!(reason("node app.js", &[]), "the command is not a gunicorn that can be read");
+        assert_eq!(look(&[], &[], &[]).reason, "no wrapped command to learn it from");
+    }
+
+    #[test]
+    fn the_socket_is_the_one_that_is_bound() {
+        let socket = |line: &str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            look(&words, &[], &[("./gunicorn.conf.py", "bind = 'unix:/conf.sock'")]).socket
+        };
+        let some = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(socket("gunicorn --bind unix:/tmp/a.sock app"), some("/tmp/a.sock"));
+        assert_eq!(socket("gunicorn -b unix:///tmp/a.sock app"), some("/tmp/a.sock"));
+        assert_eq!(socket("gunicorn --bind=unix:/tmp/a.sock -k gevent app"), some("/tmp/a.sock"));
+        assert_eq!(socket("gunicorn -b unix:/a -b 127.0.0.1:1 app"), some("/a"));
+        assert_eq!(socket("gunicorn app"), some("/conf.sock"));
+        assert_eq!(socket("gunicorn -b 127.0.0.1:8000 app"), None);
+        // Relative to a directory that --chdir may change.
+        assert_eq!(socket("gunicorn -b unix:a.sock app"), None);
+        assert_eq!(socket("puma -b unix:/a.sock"), None);
+    }
 }

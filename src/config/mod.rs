@@ -9,6 +9,8 @@ mod check;
 mod command_line;
 mod gunicorn;
 pub mod platform;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod settings;
 #[cfg(test)]
@@ -34,21 +36,20 @@ pub struct Sources<'a> {
     pub env: BTreeMap<String, String>,
     /// Reads a file; relative paths are the working directory's.
     pub read: ReadFile<'a>,
-    /// Whether files of a directory are kept in memory; an error when it is none.
+    /// Whether files of a directory are kept in memory; an error when it cannot have files.
     pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
     /// Open files that we may have, once the soft limit is raised.
     pub nofile: u64,
 }
 
 impl Sources<'_> {
-    /// Those of this process. Variables that are not UTF-8 are no options of ours.
+    /// Those of this process. What is not UTF-8 in the environment becomes U+FFFD, which no option
+    /// accepts.
     pub fn of_process() -> Sources<'static> {
-        let utf8 = |(name, value): (OsString, OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
+        let text = |text: OsString| text.to_string_lossy().into_owned();
         Sources {
             args: std::env::args_os().skip(1).collect(),
-            env: std::env::vars_os().filter_map(utf8).collect(),
+            env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
             nofile: platform::nofile().1,
@@ -211,8 +212,9 @@ pub enum LogDestination {
     Off,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogQuery {
+    #[default]
     On,
     Off,
     Redact,
@@ -332,7 +334,8 @@ impl Config {
         };
         line += &format!(", memory {}", value::show_size(self.memory));
         if let Some(limit) = self.memory_limit {
-            line += &format!(" of {}", value::show_size(limit));
+            // Whole megabytes: the limits that platforms set are not always round.
+            line += &format!(" of {}", value::show_size(limit.max(1 << 20) & !0xfffff));
         }
         let medium = if self.spool_in_memory { "memory" } else { "disk" };
         let spool_max = value::show_size(self.spool_max);

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::Access;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Where we run, as far as it changes a default.
@@ -124,10 +125,111 @@ pub fn raise_nofile() -> u64 {
 }
 
 /// Whether files of `dir` are kept in memory (tmpfs, ramfs): what is spilled there counts against the
-/// memory limit. Fails when the directory cannot be looked at.
+/// memory limit. Fails when no file can be made in it.
 pub fn in_memory(dir: &Path) -> std::io::Result<bool> {
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
+    if !std::fs::metadata(dir)?.is_dir() {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
+    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)?;
     let kind = rustix::fs::statfs(dir)?.f_type as u64 & 0xffff_ffff;
     Ok(kind == TMPFS || kind == RAMFS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(names: &[&str]) -> BTreeMap<String, String> {
+        names.iter().map(|name| (name.to_string(), "1".to_owned())).collect()
+    }
+
+    #[test]
+    fn platforms_are_recognised_by_their_variables() {
+        for (names, platform) in [
+            (&[][..], None),
+            (&["PATH", "PORT"], None),
+            (&["DYNO"], Some(Platform::Heroku)),
+            (&["FLY_APP_NAME"], Some(Platform::Fly)),
+            (&["K_SERVICE"], Some(Platform::CloudRun)),
+            (&["RENDER"], Some(Platform::Render)),
+            (&["ECS_CONTAINER_METADATA_URI_V4"], Some(Platform::Ecs)),
+            (&["KUBERNETES_SERVICE_HOST"], Some(Platform::Kubernetes)),
+            (&["KUBERNETES_SERVICE_HOST", "RENDER"], Some(Platform::Render)),
+            (&["KUBERNETES_SERVICE_HOST", "K_SERVICE"], Some(Platform::CloudRun)),
+        ] {
+            assert_eq!(Platform::detect(&env(names)), platform, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn memory_limit_is_found_in_every_kind_of_cgroup() {
+        const V1: &str = "/sys/fs/cgroup/memory";
+        let limit = |files: &[(&str, &str)]| {
+            memory_limit(&|path: &Path| {
+                let found = files.iter().find(|(name, _)| Path::new(name) == path);
+                let text = found.map(|(_, text)| text.as_bytes().to_vec());
+                text.ok_or(std::io::ErrorKind::NotFound.into())
+            })
+        };
+        let own = "/proc/self/cgroup";
+
+        assert_eq!(limit(&[]), None);
+        assert_eq!(limit(&[(own, "")]), None);
+        // v2 in a namespace of its own.
+        assert_eq!(limit(&[(own, "0::/\n"), ("/sys/fs/cgroup/memory.max", "512\n")]), Some(512));
+        assert_eq!(limit(&[(own, "0::/\n"), ("/sys/fs/cgroup/memory.max", "max\n")]), None);
+        // v2, nested: the smallest of all levels.
+        let nested = |inner, outer| {
+            limit(&[
+                (own, "0::/system.slice/app.service\n"),
+                ("/sys/fs/cgroup/system.slice/app.service/memory.max", inner),
+                ("/sys/fs/cgroup/system.slice/memory.max", outer),
+            ])
+        };
+        assert_eq!(nested("max\n", "700\n"), Some(700));
+        assert_eq!(nested("300\n", "700\n"), Some(300));
+        assert_eq!(nested("900\n", "700\n"), Some(700));
+        // v1, the named group; the group around it is smaller.
+        let named = format!("{V1}/docker/abc");
+        let files = |limit: &'static str| (format!("{named}/memory.limit_in_bytes"), limit);
+        let (name, value) = files("1000\n");
+        let stat = (format!("{named}/memory.stat"), "cache 1\nhierarchical_memory_limit 400\n");
+        let v1 = (own, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n");
+        assert_eq!(limit(&[v1, (&name, value)]), Some(1000));
+        assert_eq!(limit(&[v1, (&name, value), (&stat.0, stat.1)]), Some(400));
+        // v1 in a container: the path is the host's, the group is the mount's root.
+        let root = format!("{V1}/memory.limit_in_bytes");
+        assert_eq!(limit(&[v1, (&root, "536870912\n")]), Some(512 << 20));
+        assert_eq!(limit(&[v1, (&name, value), (&root, "9223372036854771712\n")]), Some(1000));
+        // v1 says "none" with a number.
+        assert_eq!(limit(&[v1, (&root, "9223372036854771712\n")]), None);
+        // Named with the memory controller among others.
+        assert_eq!(limit(&[(own, "4:cpu,memory:/\n"), (&root, "64\n")]), Some(64));
+    }
+
+    #[test]
+    fn a_connection_takes_three_descriptors() {
+        assert_eq!(max_connections(1024), 320);
+        assert_eq!(max_connections(10), 0);
+    }
+
+    #[test]
+    fn a_directory_is_on_disk_or_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(in_memory(dir.path()).is_ok());
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(in_memory(&file).unwrap_err().kind(), std::io::ErrorKind::NotADirectory);
+        assert!(in_memory(&dir.path().join("none")).is_err());
+        assert!(in_memory(Path::new("/proc")).is_ok_and(|memory| !memory));
+    }
+
+    #[test]
+    fn the_soft_limit_of_descriptors_reaches_the_hard_one() {
+        let (soft, hard) = nofile();
+        assert!(soft <= hard);
+        assert_eq!((raise_nofile(), nofile()), (hard, (hard, hard)));
+    }
 }

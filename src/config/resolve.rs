@@ -2,9 +2,10 @@
 //! came from, and runs the table's parsers over the winner (flag, environment, file, surroundings,
 //! default). Called by `config::parse_args`. All problems are collected; nothing is half applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
@@ -69,6 +70,8 @@ impl Given {
 
     fn new(opt: &Opt, text: &str, source: Source) -> Given {
         let texts = match opt.list {
+            // The default of an option that has none.
+            _ if text.is_empty() && source == Source::Default => Vec::new(),
             true => text.split(',').map(|part| part.trim().to_owned()).collect(),
             false => vec![text.to_owned()],
         };
@@ -78,7 +81,8 @@ impl Given {
     /// `--max-body "100mb" (from BUFPROXY_MAX_BODY)`
     fn name(&self, opt: &Opt, text: &str) -> String {
         let from = match &self.source {
-            Source::Flag | Source::Default => String::new(),
+            Source::Flag => String::new(),
+            Source::Default => " (default)".to_owned(),
             source => format!(" (from {source})"),
         };
         format!("--{} {text:?}{from}", opt.name)
@@ -145,18 +149,20 @@ pub(super) fn resolve(
                 None => Given::new(opt, opt.default, Source::Default),
             }
         });
-        let value = if value.texts == [""] { Given { texts: vec![], ..value } } else { value };
-        if let Err(bad) = (opt.set)(&mut config, &value, &here) {
-            problems.push(complaint(opt, &value, bad));
-        }
-        given.insert(opt.name, value);
+        let refused = (opt.set)(&mut config, &value, &here).err();
+        given.insert(opt.name, (value, refused));
     }
-    let given: Vec<(&Opt, Given)> =
-        table().iter().filter_map(|opt| Some((opt, given.remove(opt.name)?))).collect();
+    let mut in_order = Vec::new();
+    for opt in table() {
+        let Some((value, refused)) = given.remove(opt.name) else { continue };
+        problems.extend(refused.map(|bad| complaint(opt, &value, bad)));
+        in_order.push((opt, value));
+    }
 
-    let mut resolved = Resolved { config, given };
+    let mut resolved = Resolved { config, given: in_order };
     if problems.is_empty() {
         problems = resolved.contradictions();
+        problems.extend(resolved.look_at_spool_dir(sources).err());
     }
     if !problems.is_empty() {
         return Err(problems);
@@ -205,16 +211,20 @@ fn typed(sources: &Sources<'_>, flags: &Flags, problems: &mut Vec<String>) -> Ty
         } else if let Some(text) = sources.env.get(&opt.variable())
             && !text.is_empty()
         {
+            if text.contains(char::REPLACEMENT_CHARACTER) {
+                problems.push(format!("{} is not UTF-8", opt.variable()));
+            }
             given.insert(opt.name, Given::new(opt, text, Source::Env(opt.variable())));
         }
     }
     let warnings = unknown_variables(&sources.env);
 
+    use std::io::ErrorKind::{NotADirectory, NotFound};
     let named = given.get("config").cloned();
     let file = match named {
         None => ["bufproxy.toml", "config/bufproxy.toml"].into_iter().find_map(|name| {
             match (sources.read)(Path::new(name)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) if matches!(error.kind(), NotFound | NotADirectory) => None,
                 content => Some((name.to_owned(), content)),
             }
         }),
@@ -264,8 +274,8 @@ fn read_file(
                 continue;
             }
             None => {
-                let names = table().iter().map(|opt| opt.name);
-                let hint = did_you_mean(name, names);
+                let near = nearest(name, table().iter().map(|opt| opt.name));
+                let hint = near.map_or(String::new(), |near| format!(": did you mean {near}?"));
                 problems.push(format!("{file} line {line}: {name:?} is not an option{hint}"));
                 continue;
             }
@@ -286,7 +296,7 @@ fn read_file(
 /// A value of the file as text; an error names a kind that no option has.
 fn texts_of(opt: &Opt, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     match value {
-        DeValue::String(text) => Ok(Given::new(opt, text, Source::Default).texts),
+        DeValue::String(text) => Ok(Given::new(opt, text, Source::Flag).texts),
         DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
         DeValue::Array(elements) if opt.list => elements
             .iter()
@@ -307,28 +317,27 @@ fn texts_of(opt: &Opt, value: &DeValue<'_>) -> Result<Vec<String>, &'static str>
 
 /// `BUFPROXY_` names that are no option's. Kubernetes makes such names for a service called bufproxy.
 fn unknown_variables(env: &BTreeMap<String, String>) -> Vec<String> {
-    let known: BTreeSet<String> = table().iter().map(Opt::variable).collect();
-    env.keys()
-        .filter(|name| {
-            name.strip_prefix("BUFPROXY_")
-                .is_some_and(|rest| !rest.starts_with("PORT") && !rest.starts_with("SERVICE_"))
-                && !known.contains(*name)
-        })
-        .map(|name| {
-            let hint = did_you_mean(name, known.iter().map(String::as_str));
-            format!("{name} in the environment is not an option{hint}")
+    let unknown = env.keys().filter_map(|name| Some((name, name.strip_prefix("BUFPROXY_")?)));
+    unknown
+        .filter(|(_, rest)| !rest.starts_with("PORT") && !rest.starts_with("SERVICE_"))
+        .filter(|(name, _)| !table().iter().any(|opt| opt.variable() == **name))
+        .map(|(name, rest)| {
+            let near = nearest(rest, table().iter().map(|opt| opt.name));
+            let near = near.and_then(|near| table().iter().find(|opt| opt.name == near));
+            let hint = near.map(|opt| format!(": did you mean {}?", opt.variable()));
+            format!("{name} in the environment is not an option{}", hint.unwrap_or_default())
         })
         .collect()
 }
 
-/// `: did you mean max-body?`, or nothing when no name is near.
-pub(super) fn did_you_mean<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> String {
+/// The name that was probably meant.
+pub(super) fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let typed = typed.to_ascii_lowercase().replace('_', "-");
     names
-        .map(|name| (strsim::jaro(&typed, &name.to_ascii_lowercase().replace('_', "-")), name))
+        .map(|name| (strsim::jaro(&typed, name), name))
         .filter(|(nearness, _)| *nearness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, name)| format!(": did you mean {name}?"))
+        .map(|(_, name)| name)
 }
 
 impl Resolved {
@@ -429,9 +438,31 @@ impl Resolved {
         problems
     }
 
+    /// What is found now is no surprise at the first upload.
+    fn look_at_spool_dir(&mut self, sources: &Sources<'_>) -> Result<(), String> {
+        if self.config.spool_max == 0 {
+            return Ok(());
+        }
+        match (sources.in_memory)(&self.config.spool_dir) {
+            Ok(in_memory) => {
+                self.config.spool_in_memory = in_memory;
+                Ok(())
+            }
+            Err(error) => Err(format!(
+                "{} cannot be used ({error}): write a directory that can be written to, or \
+                 --spool-max off",
+                self.show("spool-dir")
+            )),
+        }
+    }
+
     /// Options that are taken, but hardly as they were meant.
     fn warn(&mut self, here: &Here<'_>) {
         let mut warnings = Vec::new();
+        let trust = &self.config.trust;
+        if self.config.real_ip_header.is_some() && *trust == super::TrustConfig::default() {
+            warnings.push(format!("{} does nothing without --trust", self.show("real-ip-header")));
+        }
         let carried = platform::max_connections(here.nofile);
         if self.config.max_connections > carried.max(16) {
             warnings.push(format!(
@@ -476,11 +507,11 @@ fn is_same(listen: &Listen, upstream: &UpstreamAddr) -> bool {
     match (listen, upstream) {
         (Listen::Unix(ours), UpstreamAddr::Unix(theirs)) => ours == theirs,
         (Listen::Tcp(ours), UpstreamAddr::Tcp(host, port)) => {
-            let local = host == "localhost"
-                || host.parse().is_ok_and(|ip: std::net::IpAddr| {
-                    ip == ours.ip()
-                        || ours.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())
-                });
+            let host = if host == "localhost" { "127.0.0.1" } else { host };
+            let local = host.parse().is_ok_and(|theirs: IpAddr| {
+                let every = ours.ip().is_unspecified();
+                theirs == ours.ip() || every && (theirs.is_loopback() || theirs.is_unspecified())
+            });
             ours.port() == *port && local
         }
         _ => false,

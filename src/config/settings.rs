@@ -8,6 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::access_log::{Format, FormatOptions};
+
 use super::platform::{self, Platform};
 use super::resolve::{Given, Here, Source};
 use super::value::{
@@ -40,12 +42,14 @@ pub(super) struct Opt {
     pub(super) long: &'static str,
     /// Takes several values.
     pub(super) list: bool,
-    /// A better default, made of the surroundings and the options that have no `here` or stand
-    /// above: the value and where it comes from.
-    pub(super) here: Option<fn(&Here<'_>, &Config) -> Option<(String, &'static str)>>,
+    /// A better default: the value and where it comes from. Made of the surroundings and of options
+    /// that are set by then: those that were given or have no `here`, and those above.
+    pub(super) here: Option<HereDefault>,
     /// Parses the value into its place.
     pub(super) set: fn(&mut Config, &Given, &Here<'_>) -> Result<(), Bad>,
 }
+
+type HereDefault = fn(&Here<'_>, &Config) -> Option<(String, &'static str)>;
 
 impl Opt {
     /// The name of its environment variable.
@@ -62,9 +66,6 @@ impl Opt {
         }
     }
 }
-
-pub(super) const GROUPS: &[&str] =
-    &[ADDRESSES, QUEUE, CLIENTS, LIMITS, BUFFERS, HEADS, LOGS, LIFECYCLE, ADMIN];
 
 const ADDRESSES: &str = "Addresses";
 const QUEUE: &str = "The app and its queue";
@@ -137,7 +138,7 @@ const TABLE: &[Opt] = &[
         default: "1",
         example: "2",
         short: "Event loops",
-        long: "One loop serves some ten thousand requests a second; the other cores are the app's.",
+        long: "One is enough for what Python can answer; the other cores are the app's.",
         set: |c, v, _| {
             put(&mut c.threads, v, |text| match count(text)? {
                 threads @ 1..=64 => Ok(threads),
@@ -320,7 +321,7 @@ const TABLE: &[Opt] = &[
         default: "256",
         example: "1k",
         short: "Bytes a second that a body must make, after its first 30 s; else 408",
-        long: "A telephone in a tunnel is faster; a trickling attack is not.",
+        long: "Any real client is faster; one that trickles to hold a connection is not.",
         set: |c, v, _| put(&mut c.body_min_rate, v, or_off(size)),
         ..PLAIN
     },
@@ -374,7 +375,7 @@ const TABLE: &[Opt] = &[
         default: "100m",
         example: "10m",
         short: "Largest body of a request; beyond it 413",
-        long: "nginx's 1m refuses the photographs of any telephone.",
+        long: "nginx's 1m refuses the photograph of a telephone.",
         set: |c, v, _| put(&mut c.max_body, v, size),
         ..PLAIN
     },
@@ -426,7 +427,7 @@ const TABLE: &[Opt] = &[
         note: "at most 1/16 of the cgroup's limit",
         example: "64m",
         short: "For all bodies together; beyond it they go to disk",
-        long: "The app needs the memory more. 32m hold two thousand bodies of a usual page.",
+        long: "The app needs the memory more, and holds none of it for slow clients any longer.",
         here: Some(|here, _| {
             let share = (here.memory_limit? / 16).max(1 << 20);
             // To the next lower 64k, so that it can be typed.
@@ -467,14 +468,7 @@ const TABLE: &[Opt] = &[
         short: "Where bodies go that do not fit into memory",
         long: "The files have no name: nothing is left behind, whatever happens.",
         here: Some(|here, _| Some((here.variable("TMPDIR")?.to_owned(), "TMPDIR"))),
-        set: |c, v, here| {
-            let dir = PathBuf::from(v.one()?);
-            let bad = |error| Bad::new(format!("cannot be used ({error})")).write("a directory");
-            c.spool_in_memory = (here.sources.in_memory)(&dir)
-                .map_err(|error| bad(error).of(v.one().unwrap_or_default()))?;
-            c.spool_dir = dir;
-            Ok(())
-        },
+        set: |c, v, _| put(&mut c.spool_dir, v, path),
         ..PLAIN
     },
     Opt {
@@ -494,10 +488,14 @@ const TABLE: &[Opt] = &[
         value: "SIZE",
         group: BUFFERS,
         default: "256m",
+        note: "at most a quarter of spool-max",
         example: "512m",
         short: "Disk for one response",
-        long: "A larger download holds its worker, as it would without us: a quarter of spool-max. \
-               off: no disk.",
+        long: "A larger download holds its worker, as it would without us. off: no disk.",
+        here: Some(|_, config| {
+            let quarter = config.spool_max / 4;
+            (quarter < 256 << 20).then(|| (show_size(quarter), "spool-max"))
+        }),
         set: |c, v, _| put(&mut c.response_spool_max, v, or_zero(size)),
         ..PLAIN
     },
@@ -604,11 +602,14 @@ const TABLE: &[Opt] = &[
         set: |c, v, _| {
             put(&mut c.log_format, v, |text| {
                 let known = matches!(text, "l2met" | "logfmt" | "combined" | "json");
-                if known || text.contains('$') {
-                    return Ok(text.to_owned());
+                if !known && !text.contains('$') {
+                    let write = "l2met, logfmt, combined, json or a template as '$request $status'";
+                    return Err(Bad::new("is not a format").write(write));
                 }
-                let write = "l2met, logfmt, combined, json or a template as '$request $status'";
-                Err(Bad::new("is not a format").write(write))
+                match Format::parse(text, FormatOptions::default()) {
+                    Ok(_) => Ok(text.to_owned()),
+                    Err(what) => Err(Bad::new(format!("is not a format: {what}"))),
+                }
             })
         },
         ..PLAIN
@@ -706,7 +707,7 @@ const TABLE: &[Opt] = &[
         default: "4m",
         example: "1m",
         short: "Lines that wait for a slow reader of the log; beyond it they are dropped",
-        long: "Some ten thousand lines. Dropped ones are counted, and said.",
+        long: "Dropped lines are counted, and said.",
         set: |c, v, _| put(&mut c.log_backlog, v, |text| at_least(64 << 10, size(text)?)),
         ..PLAIN
     },

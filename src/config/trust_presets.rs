@@ -111,3 +111,81 @@ pub(super) fn add(trust: &mut TrustConfig, word: &str) -> Result<(), Bad> {
 fn parsed(ranges: &[&str]) -> Vec<IpNet> {
     ranges.iter().filter_map(|range| range.parse().ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(words: &[&str]) -> TrustConfig {
+        let mut trust = TrustConfig::default();
+        for word in words {
+            add(&mut trust, word).unwrap();
+        }
+        trust
+    }
+
+    fn holds(trust: &TrustConfig, address: &str) -> bool {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        trust.ranges.iter().any(|range| range.contains(&address))
+    }
+
+    #[test]
+    fn every_range_of_every_preset_is_a_range() {
+        for preset in PRESETS {
+            let written: usize = preset.ranges.iter().map(|ranges| ranges.len()).sum();
+            assert_eq!(trust(&[preset.name]).ranges.len(), written, "{}", preset.name);
+            for range in trust(&[preset.name]).ranges {
+                assert_eq!(range.trunc(), range, "{}", preset.name);
+            }
+        }
+        assert_eq!(cloudflare().len(), CLOUDFLARE.len());
+    }
+
+    #[test]
+    fn presets_believe_whom_they_name() {
+        for name in ["heroku", "fly", "render"] {
+            let trust = trust(&[name]);
+            assert!(trust.any_peer && trust.ranges.is_empty() && trust.hops.is_none());
+        }
+        let private = trust(&["private"]);
+        assert!(private.unix && !private.any_peer);
+        for address in [
+            "10.1.2.3",
+            "172.31.0.1",
+            "192.168.1.1",
+            "127.0.0.1",
+            "100.100.0.1",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+        ] {
+            assert!(holds(&private, address), "{address}");
+        }
+        assert!(!holds(&private, "8.8.8.8") && !holds(&private, "172.32.0.1"));
+        let gcp = trust(&["gcp"]);
+        assert!(holds(&gcp, "35.191.3.4") && holds(&gcp, "130.211.1.1") && gcp.hops == Some(2));
+        assert!(holds(&trust(&["alb"]), "10.0.0.1") && trust(&["alb"]).hops.is_none());
+        assert!(holds(&trust(&["cloudflare"]), "104.16.0.1"));
+    }
+
+    #[test]
+    fn words_add_up() {
+        let trust = trust(&["heroku", "cloudflare", "203.0.113.0/24", "2001:db8::1", "3"]);
+        assert!(trust.any_peer && holds(&trust, "203.0.113.9") && holds(&trust, "2001:db8::1"));
+        assert!(!holds(&trust, "2001:db8::2"));
+        assert_eq!(trust.hops, Some(3));
+        assert_eq!(trust.presets, ["heroku", "cloudflare", "203.0.113.0/24", "2001:db8::1", "3"]);
+        // What is said outright wins over what a preset brings.
+        assert_eq!(super::tests::trust(&["3", "gcp"]).hops, Some(3));
+        assert_eq!(super::tests::trust(&["gcp", "3"]).hops, Some(3));
+    }
+
+    #[test]
+    fn what_is_nearly_a_range_is_refused() {
+        let mut trust = TrustConfig::default();
+        for word in ["10.0.0.1/8", "10.0.0.0/33", "300.1.1.1", "0", "51", "aws", "", "Heroku"] {
+            assert!(add(&mut trust, word).is_err(), "{word}");
+        }
+        assert_eq!(trust, TrustConfig::default());
+    }
+}

@@ -51,8 +51,10 @@ pub(super) fn size<T: TryFrom<u64>>(text: &str) -> Result<T, Bad> {
         "g" | "G" => 1 << 30,
         _ => return Err(Bad::new("is not a size").write(nearest_size(number, unit))),
     };
-    let Ok(number) = number.parse::<u64>() else {
-        return Err(Bad::new("is not a size").write(nearest_size(number, unit)));
+    let number = match number.parse::<u64>() {
+        Ok(number) => number,
+        Err(_) if is_number(number) => return Err(Bad::new("is too large")),
+        Err(_) => return Err(Bad::new("is not a size").write(nearest_size(number, unit))),
     };
     let bytes = number.checked_mul(factor).and_then(|bytes| T::try_from(bytes).ok());
     match bytes {
@@ -73,8 +75,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
         "" if number == "0" => return Err(zero()),
         _ => return Err(Bad::new("is not a duration").write(nearest_duration(number, unit))),
     };
-    let Ok(number) = number.parse::<u64>() else {
-        return Err(Bad::new("is not a duration").write(nearest_duration(number, unit)));
+    let number = match number.parse::<u64>() {
+        Ok(number) => number,
+        Err(_) if is_number(number) => u64::MAX,
+        Err(_) => return Err(Bad::new("is not a duration").write(nearest_duration(number, unit))),
     };
     if number == 0 {
         return Err(zero());
@@ -138,15 +142,13 @@ pub(super) fn listen(text: &str) -> Result<Listen, Bad> {
         }
         None => return Err(bad().write("127.0.0.1:8080, :8080 or unix:PATH")),
     };
-    let ip = match host {
-        "" | "*" | "[::]" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        _ => match bracketed(host).map_or_else(|| host.parse().ok(), |v6| v6.parse().ok()) {
-            Some(IpAddr::V6(_)) if bracketed(host).is_none() => None,
-            ip => ip,
-        }
-        .ok_or_else(|| bad().write("127.0.0.1:8080, :8080 or unix:PATH"))?,
+    let ip = match (host, bracketed(host)) {
+        ("" | "*", _) => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        ("localhost", _) => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        (_, Some(v6)) => v6.parse().ok().map(IpAddr::V6),
+        (v4, None) => v4.parse().ok().map(IpAddr::V4),
     };
+    let ip = ip.ok_or_else(|| bad().write("127.0.0.1:8080, :8080 or unix:PATH"))?;
     Ok(Listen::Tcp(SocketAddr::new(ip, port_number(port, true)?)))
 }
 
@@ -344,4 +346,215 @@ fn bracketed(host: &str) -> Option<&str> {
 fn is_host(host: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     !host.is_empty() && host.len() <= 253 && host.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `what: write write`, as the message has it.
+    fn refusal<T: std::fmt::Debug>(result: Result<T, Bad>) -> String {
+        let bad = result.unwrap_err();
+        format!("{}: {}", bad.what, bad.write)
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("256", 256),
+            ("64k", 64 << 10),
+            ("64K", 64 << 10),
+            ("100m", 100 << 20),
+            ("1g", 1 << 30),
+            ("2G", 2 << 30),
+        ] {
+            assert_eq!(size::<u64>(text), Ok(bytes), "{text}");
+        }
+        for (text, write) in [
+            ("100mb", "100m"),
+            ("100MiB", "100m"),
+            ("100 m", "100m"),
+            ("64 KB", "64k"),
+            ("1.5g", "1536m"),
+            ("0.5k", "512"),
+            ("10b", "10"),
+            ("10t", ""),
+            ("m", ""),
+            ("", ""),
+            ("-1", ""),
+            ("+1", ""),
+            ("1.2.3m", ""),
+            ("ten", ""),
+        ] {
+            assert_eq!(refusal(size::<u64>(text)), format!("is not a size: {write}"), "{text}");
+        }
+        for text in ["0", "0k", "00"] {
+            assert!(refusal(size::<u64>(text)).starts_with("is not a limit"), "{text}");
+        }
+        assert_eq!(refusal(size::<u64>("18446744073709551616")), "is too large: ");
+        assert_eq!(refusal(size::<u64>("17179869184g")), "is too large: ");
+        assert_eq!(refusal(size::<u8>("256")), "is too large: ");
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("168h", 604_800_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for (text, write) in [
+            ("30", "30s"),
+            ("30 s", "30s"),
+            ("30sec", "30s"),
+            ("5min", "5m"),
+            ("2 hours", "2h"),
+            ("1.5s", "1500ms"),
+            ("0.5h", "1800s"),
+            ("1d", "86400s"),
+            ("1m30s", ""),
+            ("s", ""),
+            ("", ""),
+            ("-5s", ""),
+            ("5M", "5m"),
+        ] {
+            assert_eq!(refusal(duration(text)), format!("is not a duration: {write}"), "{text}");
+        }
+        for text in ["0", "0s", "0ms"] {
+            assert!(refusal(duration(text)).starts_with("is not a limit"), "{text}");
+        }
+        assert_eq!(refusal(duration("169h")), "is too long: 168h at most");
+        assert_eq!(refusal(duration("99999999999999999999s")), "is too long: 168h at most");
+        assert_eq!(refusal(duration("18446744073709551615h")), "is too long: 168h at most");
+    }
+
+    #[test]
+    fn what_was_shown_can_be_typed_again() {
+        for bytes in [1, 1023, 1024, 65_536, 1 << 20, 3 << 19, 1 << 30, (1 << 30) + 1] {
+            assert_eq!(size::<u64>(&show_size(bytes)), Ok(bytes));
+        }
+        for millis in [1, 999, 1000, 1500, 90_000] {
+            let time = Duration::from_millis(millis);
+            assert_eq!(duration(&show_duration(time)), Ok(time));
+        }
+    }
+
+    #[test]
+    fn listen_takes_addresses_and_socket_paths() {
+        let tcp = |text: &str| Listen::Tcp(text.parse().unwrap());
+        for (text, expected) in [
+            ("127.0.0.1:80", tcp("127.0.0.1:80")),
+            ("0.0.0.0:8080", tcp("0.0.0.0:8080")),
+            ("[::]:8080", tcp("[::]:8080")),
+            (":8080", tcp("[::]:8080")),
+            ("*:8080", tcp("[::]:8080")),
+            ("8080", tcp("[::]:8080")),
+            ("[::1]:0", tcp("[::1]:0")),
+            ("localhost:80", tcp("127.0.0.1:80")),
+            ("unix:/a/b.sock", Listen::Unix("/a/b.sock".into())),
+            ("unix:///a/b.sock", Listen::Unix("/a/b.sock".into())),
+            ("/a/b.sock", Listen::Unix("/a/b.sock".into())),
+            ("unix:b.sock", Listen::Unix("b.sock".into())),
+        ] {
+            assert_eq!(listen(text), Ok(expected), "{text}");
+        }
+        let bad = "is not an address to listen on";
+        for (text, refused) in [
+            ("127.0.0.1", format!("{bad}: 127.0.0.1:8080")),
+            ("example.com:80", format!("{bad}: 127.0.0.1:8080, :8080 or unix:PATH")),
+            ("http://0.0.0.0:80", format!("{bad}: 127.0.0.1:8080, :8080 or unix:PATH")),
+            ("::1:80", format!("{bad}: 127.0.0.1:8080, :8080 or unix:PATH")),
+            ("[127.0.0.1]:80", format!("{bad}: 127.0.0.1:8080, :8080 or unix:PATH")),
+            ("", format!("{bad}: 127.0.0.1:8080, :8080 or unix:PATH")),
+            (":65536", "has no valid port: a port of 1 to 65535".to_owned()),
+            (":+80", "has no valid port: a port of 1 to 65535".to_owned()),
+            (":", "has no valid port: a port of 1 to 65535".to_owned()),
+            ("unix:", "names no socket: ".to_owned()),
+            ("unix:@app", "is an abstract socket, which is not supported: unix:PATH".to_owned()),
+        ] {
+            assert_eq!(refusal(listen(text)), refused, "{text}");
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        assert!(refusal(listen(&long)).starts_with("is too long (108 bytes) for a Unix socket"));
+        assert!(listen(&long[..long.len() - 1]).is_ok());
+    }
+
+    #[test]
+    fn upstream_takes_every_usual_form() {
+        let unix = UpstreamAddr::Unix("/tmp/app.sock".into());
+        let tcp = |host: &str, port| UpstreamAddr::Tcp(host.to_owned(), port);
+        for (text, expected) in [
+            ("unix:/tmp/app.sock", unix.clone()),
+            ("unix:///tmp/app.sock", unix.clone()),
+            ("/tmp/app.sock", unix.clone()),
+            ("app:8000", tcp("app", 8000)),
+            ("my_app.internal:8000", tcp("my_app.internal", 8000)),
+            ("127.0.0.1:8000", tcp("127.0.0.1", 8000)),
+            ("[::1]:8000", tcp("::1", 8000)),
+            ("http://app:8000", tcp("app", 8000)),
+            ("http://app:8000/", tcp("app", 8000)),
+        ] {
+            assert_eq!(upstream(text), Ok(expected), "{text}");
+        }
+        for (text, refused) in [
+            ("https://app:443", "asks for TLS to the app, which is not supported: http://app:443"),
+            ("http://unix:/tmp/app.sock", "is not an upstream: unix:/tmp/app.sock"),
+            (
+                "http://app:80/path",
+                "is not an upstream: host:port or unix:PATH, without a path of the URL",
+            ),
+            ("8000", "is not an upstream: 127.0.0.1:8000"),
+            (":8000", "is not an upstream: 127.0.0.1:8000"),
+            ("app", "has no port: app:8000"),
+            ("app:0", "has no valid port: a port of 1 to 65535"),
+            ("app:http", "has no valid port: a port of 1 to 65535"),
+            ("a b:80", "is not an upstream: "),
+            ("::1:80", "is not an upstream: "),
+            ("[x]:80", "is not an upstream: "),
+            ("", "is not an upstream: "),
+            ("unix:", "names no socket: "),
+        ] {
+            assert_eq!(refusal(upstream(text)), refused, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_shown_as_they_are_typed() {
+        for text in ["[::]:8080", "127.0.0.1:1", "unix:/a.sock"] {
+            assert_eq!(listen(text).unwrap().to_string(), text);
+        }
+        for text in ["[::1]:8080", "app:1", "unix:/a.sock"] {
+            assert_eq!(upstream(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn words_names_and_paths() {
+        assert_eq!(count("12"), Ok(12));
+        assert_eq!(refusal(count("1k")), "is not a whole number: ");
+        assert_eq!(or_off(count)("off"), Ok(None));
+        assert_eq!(or_zero(count)("off"), Ok(0));
+        assert_eq!(refusal(or_off(count)("0")), "says too little (nginx's 0 means unlimited): off");
+        assert_eq!(refusal(or_off(count)("none")), "is not known: off");
+        assert_eq!(refusal(word(&[("a", 1), ("b", 2), ("c", 3)])("d")), "is not known: a, b or c");
+        assert_eq!((signal("TERM"), signal("SIGQUIT")), (Ok(15), Ok(3)));
+        assert_eq!(url_path("/up?x=1"), Ok("/up?x=1".to_owned()));
+        assert_eq!(refusal(url_path("up")), "does not begin with /: /up");
+        assert_eq!(refusal(url_path("/a b")), "is not a path: ");
+        assert_eq!(field_name("X-Real-Ip"), Ok("X-Real-Ip".to_owned()));
+        assert!(
+            field_name("X Real").is_err() && field_name("").is_err() && field_name("a:").is_err()
+        );
+        for good in ["localhost", "www.example.com:8000", "[::1]", "[::1]:80"] {
+            assert_eq!(host(good), Ok(good.to_owned()));
+        }
+        for bad in ["", "a b", "a\r\nb", "a/b", ":80", "[::1"] {
+            assert!(host(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -9,13 +9,15 @@ use std::time::Instant;
 
 use super::{Answer, Exchange, Next, client_head, reply};
 use crate::error::Reason;
-use crate::http1::{Chunked, ResponseBody, Version, chunk_head};
+use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::net::Stream;
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
 use crate::server::connection::Conn;
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::Slot;
+use crate::upstream::body::{Incoming, Taken};
+use crate::upstream::discard::{self, Rest};
 use client_head::{ClientHead, Framing};
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -61,13 +63,6 @@ pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Resul
     Ok(if keep_alive { Next::KeepAlive } else { Next::Close })
 }
 
-/// How the app's body ends.
-enum Incoming {
-    Length(u64),
-    Chunked(Chunked),
-    Close,
-}
-
 /// One response on its way from the worker to the client.
 struct Pump {
     /// None: the worker is done.
@@ -98,11 +93,10 @@ struct Pump {
 impl Pump {
     fn new(c: &Conn, x: &Exchange, answer: Answer) -> Pump {
         let config = c.config();
-        let (incoming, framing) = match x.response.body {
-            ResponseBody::None => (Incoming::Length(0), Framing::None(x.response.content_length)),
-            ResponseBody::Length(n) => (Incoming::Length(n), Framing::Length(n)),
-            ResponseBody::Chunked => (Incoming::Chunked(Chunked::default()), Framing::Chunked),
-            ResponseBody::Close => (Incoming::Close, Framing::Chunked),
+        let framing = match x.response.body {
+            ResponseBody::None => Framing::None(x.response.content_length),
+            ResponseBody::Length(n) => Framing::Length(n),
+            ResponseBody::Chunked | ResponseBody::Close => Framing::Chunked,
         };
         let limits = SpoolLimits {
             memory: config.response_memory,
@@ -112,7 +106,7 @@ impl Pump {
         };
         Pump {
             upstream: Some((answer.stream, answer.slot)),
-            incoming,
+            incoming: Incoming::new(x.response.body),
             framing,
             head: Vec::new(),
             head_sent: 0,
@@ -282,20 +276,12 @@ impl Pump {
 
     /// Decodes what came from the app and passes it on.
     fn feed(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
-        let (payload, used, done) = match &mut self.incoming {
-            Incoming::Length(left) => {
-                let n = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= n as u64;
-                (n, n, *left == 0)
+        let Taken { payload, used, done } = match self.incoming.take(buf) {
+            Ok(taken) => taken,
+            Err(violation) => {
+                tracing::warn!("the app's response was cut: {}", violation.rule);
+                return self.end_upstream(x, Some(Reason::Truncated));
             }
-            Incoming::Chunked(chunked) => match chunked.decode(buf) {
-                Ok(d) => (d.payload, d.consumed, d.done),
-                Err(violation) => {
-                    tracing::warn!("the app's response was cut: {}", violation.rule);
-                    return self.end_upstream(x, Some(Reason::Truncated));
-                }
-            },
-            Incoming::Close => (buf.len(), buf.len(), false),
         };
         self.received += payload as u64;
         // Bytes behind the end of the message are nobody's.
@@ -406,7 +392,13 @@ impl Pump {
         x.record.upstream_bytes_received = self.received;
         x.forwarded.bytes = std::mem::take(&mut self.head);
         if let Some((stream, slot)) = self.upstream.take() {
-            x.abandon(stream, slot, x.record.stream, self.received);
+            let (incoming, endless) = (self.incoming, x.record.stream);
+            let rest = Rest { stream, incoming, endless, seen: self.received };
+            let gauge = Gauge::in_flight(&x.lp);
+            tokio::task::spawn_local(async move {
+                let _gauge = gauge;
+                discard::rest(rest, slot).await;
+            });
         }
     }
 }

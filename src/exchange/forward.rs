@@ -77,6 +77,7 @@ impl ForwardedHead {
         let mut forwarded_for_came = false;
         let mut real_ip_came = false;
         let mut forwarded_came = false;
+        let mut via_came = false;
         let mut request_id = None;
         let mut request_start = None;
         let mut queue_start = None;
@@ -140,7 +141,12 @@ impl ForwardedHead {
                     false
                 }
                 // A client that names these in Connection cannot take them away.
-                FieldId::Authorization | FieldId::Cookie | FieldId::Via => true,
+                FieldId::Authorization | FieldId::Cookie => true,
+                // One line with ours.
+                FieldId::Via => {
+                    via_came |= !value.is_empty();
+                    false
+                }
                 FieldId::Underscore => {
                     let name = field.name.of(&head.bytes);
                     config.allow_underscore.iter().any(|a| name.eq_ignore_ascii_case(a.as_bytes()))
@@ -210,9 +216,14 @@ impl ForwardedHead {
         out.extend_from_slice(&thirteen_digits(self.start_ms));
         self.request_start = Span::new(start, out.len());
 
+        out.extend_from_slice(b"\r\nVia: ");
+        if via_came {
+            joined(out, head, FieldId::Via);
+            out.extend_from_slice(b", ");
+        }
         out.extend_from_slice(match head.version {
-            Version::Http10 => b"\r\nVia: 1.0 bufproxy\r\n",
-            Version::Http11 => b"\r\nVia: 1.1 bufproxy\r\n",
+            Version::Http10 => b"1.0 bufproxy\r\n",
+            Version::Http11 => b"1.1 bufproxy\r\n",
         });
     }
 

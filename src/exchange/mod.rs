@@ -25,6 +25,7 @@ use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop};
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::attempt::{Attempt, Event, Failure};
+use crate::upstream::discard::{self, Unanswered};
 use crate::upstream::{self, Connected, Slot};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
@@ -254,7 +255,8 @@ impl Exchange {
         };
         self.marks.connected = Some(Instant::now());
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
-        let started = Attempt::start(connected, unix, &self.forwarded.bytes, &mut self.body);
+        let keep = c.config().upstream_keepalive.is_some();
+        let started = Attempt::start(connected, unix, keep, &self.forwarded.bytes, &mut self.body);
         let mut attempt = match started {
             Ok(attempt) => attempt,
             // Nothing was taken: as if it had not connected.
@@ -264,7 +266,7 @@ impl Exchange {
         loop {
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
-                let method = self.record.head.method.of(&self.record.head.bytes);
+                let method = self.record.head.method();
                 let event = attempt.poll(cx, head, &mut self.body, &mut self.response, method);
                 if event.is_ready() {
                     return event.map(Ok);
@@ -288,9 +290,7 @@ impl Exchange {
                 Ok(Ok(Event::Informational)) => self.pass_informational(c).await?,
                 Ok(Err(failure)) => return Ok(Err(failure)),
                 Err(reason) => {
-                    // The worker goes on; its slot ends when it does (invariant 2).
-                    let seen = attempt.received;
-                    self.abandon(attempt.into_stream(), slot, false, seen);
+                    self.abandon(attempt, slot);
                     return Err(reason);
                 }
             }
@@ -361,12 +361,18 @@ impl Exchange {
         Poll::Pending
     }
 
-    /// The worker's side is read to its end by a task of its own, which holds the slot.
-    fn abandon(&mut self, stream: crate::net::Stream, slot: Slot, endless: bool, seen: u64) {
+    /// The worker goes on without a client: a task of its own holds the slot until it is done.
+    fn abandon(&mut self, attempt: Attempt, slot: Slot) {
+        let request = Unanswered {
+            attempt,
+            head: std::mem::take(&mut self.forwarded.bytes),
+            body: self.body.take(),
+            method: self.record.head.method().to_vec(),
+        };
         let gauge = Gauge::in_flight(&self.lp);
         tokio::task::spawn_local(async move {
             let _gauge = gauge;
-            upstream::discard::discard(stream, slot, endless, seen).await;
+            discard::unanswered(request, slot).await;
         });
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) child_stop_signal: Signal,
     /// There is a wrapped command, and it runs.
     pub(super) child: bool,
+    /// As typed, for what is said about its end.
+    pub(super) command: String,
     /// The port opens only when the app has answered.
     pub(super) open_when_ready: bool,
     /// stdin is a terminal: HUP means that it was closed.
@@ -37,7 +39,7 @@ pub(super) struct Plan {
 pub(super) enum Event {
     /// Any handled signal but CHLD.
     Signal(Signal),
-    /// The readiness probe succeeded; the text says how.
+    /// The readiness probe succeeded; the text says what it saw.
     AppAnswered(String),
     /// It did not within boot-timeout; the text says what is missing.
     BootFailed(String),
@@ -152,11 +154,11 @@ impl Machine {
         let mut todo = Vec::new();
         match event {
             Event::Signal(signal) => self.signal(signal, counts, now, &mut todo),
-            Event::AppAnswered(how) => {
+            Event::AppAnswered(seen) => {
                 if let Phase::Boot = self.phase {
                     self.phase = Phase::Serving;
                     todo.extend([Action::Open, Action::AppAnswered]);
-                    todo.push(Action::Say(format!("app answered {how}; port open")));
+                    todo.push(Action::Say(format!("{seen}; port open")));
                 }
             }
             Event::BootFailed(why) => {
@@ -237,11 +239,13 @@ impl Machine {
         self.child = false;
         match &mut self.phase {
             Phase::Boot => {
-                self.phase = Phase::Stopped(Outcome {
-                    code: exit.code(),
-                    failure: Some(format!("app ended before it answered: {exit}")),
-                    since: None,
-                });
+                let mut why =
+                    format!("app ended before it answered: {exit} ({})", self.plan.command);
+                if exit == Exit::Code(0) {
+                    why += ". Did it go to the background? It has to stay in the foreground";
+                }
+                self.phase =
+                    Phase::Stopped(Outcome { code: exit.code(), failure: Some(why), since: None });
             }
             Phase::Serving => {
                 todo.push(Action::Say(format!("app ended: {exit}")));

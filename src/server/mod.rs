@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) upstreams: Arc<Upstreams>,
     phase: AtomicU8,
     answered: AtomicBool,
+    /// The last attempt got an answer, or none was made yet.
+    reachable: AtomicBool,
     gone: AtomicBool,
     gauges: [AtomicUsize; 4],
     connections: AtomicUsize,
@@ -104,8 +106,11 @@ impl Shared {
     }
 
     pub(crate) fn app_answered(&self) {
-        if !self.answered.load(Relaxed) {
-            self.answered.store(true, Relaxed);
+        for flag in [&self.answered, &self.reachable] {
+            // Read first: a store would take the cache line from the other loops each time.
+            if !flag.load(Relaxed) {
+                flag.store(true, Relaxed);
+            }
         }
     }
 
@@ -137,8 +142,9 @@ impl Shared {
         self.cut.fetch_add(1, Relaxed);
     }
 
-    /// Says that an upstream cannot be reached, not for every request.
+    /// An upstream could not be reached: says so, not for every request.
     pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, error: &io::Error) {
+        self.reachable.store(false, Relaxed);
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let last = self.said.load(Relaxed);
         let again = SAY_AGAIN.as_millis() as u64;
@@ -311,6 +317,11 @@ impl Server {
         self.shared.app_answered();
     }
 
+    /// False from an attempt that ran out of `connect-retry` to the next that is answered.
+    pub fn app_reachable(&self) -> bool {
+        self.shared.reachable.load(Relaxed)
+    }
+
     /// Responses say `Connection: close` from now on; accepting goes on (drain-delay).
     pub fn announce_close(&self) {
         self.go(Phase::Announced);
@@ -420,6 +431,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         upstreams: Upstreams::new(config),
         phase: AtomicU8::new(Phase::Bound as u8),
         answered: AtomicBool::new(false),
+        reachable: AtomicBool::new(true),
         gone: AtomicBool::new(false),
         gauges: Default::default(),
         connections: AtomicUsize::new(0),

@@ -4,6 +4,7 @@
 //! One request at a time, and never given up while it is pending: the app would execute each.
 
 use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -21,15 +22,30 @@ use crate::config::{Config, UpstreamAddr};
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits for the app, at most `boot-timeout`: for `ready-file` where that is set, else for an answer
-/// of every upstream. Ok says what was seen (`HEAD / after 6.2 s (200)`), Err what is missing.
-pub async fn wait_until_ready(config: &Config) -> Result<String, String> {
+/// of every upstream. Ok says what was seen (`app answered HEAD / after 6.2 s (200)`), Err what is
+/// missing. `ours` are the addresses that we have bound and do not listen on yet: if somebody does,
+/// it is the app, and waiting is in vain.
+pub async fn wait_until_ready(config: &Config, ours: &[String]) -> Result<String, String> {
     let began = tokio::time::Instant::now();
     let mut missing = Missing::default();
-    match tokio::time::timeout(config.boot_timeout, ready(config, &mut missing)).await {
-        Ok(what) => Ok(match what {
-            Ready::File => format!("by ready-file after {:.1} s", began.elapsed().as_secs_f64()),
+    let ready = async {
+        tokio::select! {
+            ready = ready(config, &mut missing) => Ok(ready),
+            taken = port_taken(ours) => Err(taken),
+        }
+    };
+    match tokio::time::timeout(config.boot_timeout, ready).await {
+        Ok(Err(taken)) => Err(format!(
+            "the app listens on {taken} itself, where bufproxy is to listen: bind the app to the \
+             upstream (gunicorn --bind {}; without --bind it takes $PORT)",
+            config.upstream[0]
+        )),
+        Ok(Ok(what)) => Ok(match what {
+            Ready::File => {
+                format!("ready-file appeared after {:.1} s", began.elapsed().as_secs_f64())
+            }
             Ready::Answer(status) => format!(
-                "HEAD {} after {:.1} s ({})",
+                "app answered HEAD {} after {:.1} s ({})",
                 config.ready_path,
                 began.elapsed().as_secs_f64(),
                 status.as_u16()
@@ -83,6 +99,24 @@ async fn ready(config: &Config, missing: &mut Missing) -> Ready {
         };
     }
     Ready::Answer(last)
+}
+
+/// Waits until somebody else listens on one of `ours`. (To be able to start again at once we bind
+/// with SO_REUSEADDR, which lets a second socket bind until one of the two listens.)
+async fn port_taken(ours: &[String]) -> SocketAddr {
+    let tcp: Vec<SocketAddr> = ours.iter().filter_map(|addr| addr.parse().ok()).collect();
+    loop {
+        for addr in &tcp {
+            // The app may have bound 0.0.0.0 where we have [::].
+            for ip in [addr.ip(), Ipv4Addr::LOCALHOST.into()] {
+                let near = ip == addr.ip() || addr.ip().is_unspecified();
+                if near && TcpStream::connect((ip, addr.port())).await.is_ok() {
+                    return *addr;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Any final answer proves that a worker runs the app; a path that was chosen can say more.

@@ -14,11 +14,6 @@ use crate::spool::Spool;
 
 /// The longest first write: gunicorn's `recv(8192)` takes such a write whole or not at all.
 const PROVABLE: usize = 8192;
-/// Send buffer while only the first write is under way: so small that the socket is not writable
-/// until the worker has read all of it (unix_writable: four times what is queued must fit).
-const SNDBUF_PROVABLE: usize = 16 * 1024;
-/// Send buffer for the rest of a long request.
-const SNDBUF_REST: usize = 512 * 1024;
 /// Slices of one vectored write.
 const SLICES: usize = 16;
 /// Bounds of a response head: twice what nginx's users set proxy_buffer_size to for large cookies.
@@ -67,27 +62,27 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Makes the first write at once, where the socket allows it.
+    /// Makes the first write at once. `keep`: the connection may be used again.
     pub(crate) fn start(
         connected: Connected,
         unix: bool,
+        keep: bool,
         head: &[u8],
         body: &mut Spool,
     ) -> io::Result<Attempt> {
         let total = head.len() as u64 + body.unread();
         let (stream, sent) = match connected {
             Connected::Fresh(socket) => {
-                let holding = unix && total > PROVABLE as u64;
-                if holding {
-                    socket.set_send_buffer_size(SNDBUF_PROVABLE)?;
-                }
                 let sent = first_write(&socket, head, body)?;
-                let complete = sent == total;
+                let read_only = sent == total && !keep;
                 let stream =
-                    if complete { Stream::read_only(socket) } else { Stream::new(socket) }?;
+                    if read_only { Stream::read_only(socket) } else { Stream::new(socket) }?;
                 (stream, sent)
             }
-            Connected::Registered(stream) => (stream, 0),
+            Connected::Registered(stream) => {
+                let sent = first_write(stream.socket(), head, body)?;
+                (stream, sent)
+            }
         };
         Ok(Attempt {
             stream,
@@ -141,11 +136,9 @@ impl Attempt {
     ) -> Poll<io::Result<()>> {
         while self.sent < self.total {
             if self.holding {
-                if ready!(self.stream.poll_writable(cx)).is_err() {
+                if ready!(self.stream.poll_all_read(cx)).is_err() {
                     return Poll::Ready(Ok(()));
                 }
-                // Writable means read, but for a peer that has closed; writing will tell.
-                let _ = self.stream.socket().set_send_buffer_size(SNDBUF_REST);
                 self.holding = false;
             }
             let head_rest = head.get(self.sent as usize..).unwrap_or_default();

@@ -1,63 +1,123 @@
-//! The end of a worker whose client has left. Closing a connection does not stop a sync worker: its
-//! slot ends when it closes, not before (invariant 2).
+//! The end of a worker whose client has left, or was answered without it. Closing a connection does
+//! not stop a sync worker: its slot ends when the response is whole or the worker closes, not
+//! before (invariant 2).
 
 use std::future::poll_fn;
 use std::net::Shutdown;
 use std::time::Duration;
 
 use super::Slot;
+use super::attempt::{Attempt, Event};
+use super::body::Incoming;
 use crate::config::UpstreamAddr;
+use crate::http1::ResponseHead;
 use crate::metrics::METRICS;
 use crate::net::Stream;
+use crate::scratch::Scratch;
+use crate::spool::Spool;
 
-/// The longest that a slot waits for its worker to close.
+/// The longest that a slot waits for its worker.
 const LIMIT: Duration = Duration::from_secs(300);
 /// A response of which more than this was read is not worth reading to its end.
 const WORTH_READING: u64 = 1024 * 1024;
+/// How often a connection that is no longer read is looked at for the worker's close.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Reads what the worker still writes, until it closes. `stream`: the response never ends by
-/// itself; `seen`: bytes of it that were read so far.
-pub(crate) async fn discard(upstream: Stream, slot: Slot, stream: bool, mut seen: u64) {
-    let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
-    let ended = tokio::time::timeout(LIMIT, async {
-        // 16 KiB for the rest of a response that nobody waits for.
-        let mut sink = vec![0; 16 * 1024];
-        let mut refused = false;
-        loop {
-            if !refused && (stream || seen > WORTH_READING) {
-                if !unix {
-                    return;
-                }
-                // The worker's next write fails with EPIPE, and its close is still seen.
-                upstream.shutdown(Shutdown::Read);
-                refused = true;
+/// A response that nobody waits for: what is left of it.
+pub(crate) struct Rest {
+    pub(crate) stream: Stream,
+    pub(crate) incoming: Incoming,
+    /// `text/event-stream` and the like: it does not end by itself.
+    pub(crate) endless: bool,
+    /// Payload bytes that were read so far.
+    pub(crate) seen: u64,
+}
+
+/// A request that nobody waits for. It is still sent whole: gunicorn would run the app on the part
+/// that came, as if it were all.
+pub(crate) struct Unanswered {
+    pub(crate) attempt: Attempt,
+    pub(crate) head: Vec<u8>,
+    pub(crate) body: Spool,
+    pub(crate) method: Vec<u8>,
+}
+
+/// Lets a worker finish a request that has no response head yet.
+pub(crate) async fn unanswered(mut request: Unanswered, slot: Slot) {
+    let finished = tokio::time::timeout(LIMIT, async {
+        let mut response = ResponseHead::default();
+        let mut first = loop {
+            let event = poll_fn(|cx| {
+                let Unanswered { attempt, head, body, method } = &mut request;
+                attempt.poll(cx, head, body, &mut response, method)
+            });
+            match event.await {
+                Ok(Event::Head(first)) => break first,
+                Ok(Event::Informational) => {}
+                Err(_) => return,
             }
-            match poll_fn(|cx| upstream.poll_read(cx, &mut sink)).await {
-                Ok(0) if refused => return wait_for_close(&upstream).await,
-                Ok(0) | Err(_) => return,
-                Ok(n) => seen += n as u64,
-            }
+        };
+        let mut incoming = Incoming::new(response.body);
+        let Ok(taken) = incoming.take(first.bytes_mut()) else { return };
+        drop(first);
+        if !taken.done {
+            let rest = Rest {
+                stream: request.attempt.into_stream(),
+                incoming,
+                endless: response.stream,
+                seen: taken.payload as u64,
+            };
+            read_to_end(rest, &slot).await;
         }
-    })
-    .await;
-    if ended.is_err() {
+    });
+    lost(finished.await);
+}
+
+/// Reads the rest of a response.
+pub(crate) async fn rest(rest: Rest, slot: Slot) {
+    lost(tokio::time::timeout(LIMIT, read_to_end(rest, &slot)).await);
+}
+
+fn lost(finished: Result<(), tokio::time::error::Elapsed>) {
+    if finished.is_err() {
         METRICS.slot_lost.add(1);
     }
 }
 
-/// After SHUT_RD a read says 0 at once, whether or not the worker has closed: its close is an error
-/// or hang-up on the write side, for which the kernel gives no edge of its own here; looked at
-/// twice a second.
-async fn wait_for_close(upstream: &Stream) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+async fn read_to_end(mut rest: Rest, slot: &Slot) {
     loop {
-        let mut fds = [PollFd::new(upstream.socket(), PollFlags::empty())];
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let hung_up = poll(&mut fds, Some(&zero)).is_err()
-            || fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
-        if hung_up {
+        if rest.endless || rest.seen > WORTH_READING {
+            return refuse(&rest.stream, slot).await;
+        }
+        let done = poll_fn(|cx| {
+            let mut buf = Scratch::take();
+            rest.stream.poll_read(cx, &mut buf).map(|read| match read {
+                Ok(n) if n > 0 => match rest.incoming.take(&mut buf[..n]) {
+                    Ok(taken) => {
+                        rest.seen += taken.payload as u64;
+                        taken.done
+                    }
+                    Err(_) => true,
+                },
+                _ => true,
+            })
+        })
+        .await;
+        if done {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// On a Unix socket the worker's next write fails with EPIPE and its close is still seen; TCP has
+/// nothing like it, there the connection is closed.
+async fn refuse(stream: &Stream, slot: &Slot) {
+    if matches!(slot.addr(), UpstreamAddr::Tcp(..)) {
+        return;
+    }
+    stream.shutdown(Shutdown::Read);
+    // From now on a read says 0 at once; the close is told by the hang-up alone.
+    while !stream.hung_up() {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -2,6 +2,7 @@
 //! whose client has left.
 
 pub(crate) mod attempt;
+pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
 mod queue;

@@ -12,6 +12,8 @@ mod admin;
 mod buffering;
 // What is typed, and what is said about it.
 mod command_line;
+// Every message means to us what it means to hyper.
+mod differential;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
@@ -38,5 +40,5 @@ mod slots;
 mod streams;
 // Who takes too long is cut, and named.
 mod timeouts;
-// A tunnel after the 101, and no sooner.
+// Nothing goes through before the app has agreed.
 mod upgrades;

@@ -36,16 +36,19 @@ fn unread_large_post_is_sent_again_whole() {
 #[test]
 fn at_most_8_kib_go_out_before_a_worker_has_read() {
     let app = App::unix();
-    let proxy = Proxy::start(&app, &[]);
-    let mut client = proxy.connect();
-    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n");
-    client.send(pattern(300_000));
-    let mut worker = app.accept();
-    proxy.settle();
-    // The rest follows when the worker has read, so a short read here was all that there was.
-    let first = worker.read_some(100_000);
-    assert!(first.len() <= 8192, "{} bytes at once", first.len());
-    assert!(first.starts_with(b"POST / HTTP/1.1\r\n"));
+    let proxy = Proxy::start(&app, &["--body-memory", "64k"]);
+    // In memory, and on disk.
+    for length in [30_000, 300_000] {
+        let mut client = proxy.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
+        client.send(pattern(length));
+        let mut worker = app.accept();
+        proxy.settle();
+        // The rest follows when the worker has read: this is all that there is yet.
+        let first = worker.read_some(100_000);
+        assert!(first.len() <= 8192, "{} bytes of {length} at once", first.len());
+        assert!(first.starts_with(b"POST / HTTP/1.1\r\n"));
+    }
 }
 
 #[test]

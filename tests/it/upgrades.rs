@@ -1,35 +1,9 @@
-//! Upgraded connections: a tunnel after the app's 101, and no sooner.
+//! Offers of an upgrade: nothing goes through that the app has not agreed to.
 
 use crate::support::{App, Proxy};
 
 const OFFER: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-
-#[test]
-fn accepted_upgrade_becomes_a_tunnel() {
-    let app = App::unix();
-    let proxy = Proxy::start(&app, &[]);
-    let mut client = proxy.connect();
-    client.send(OFFER);
-    let (mut worker, request) = app.request();
-    assert_eq!(request.get("upgrade"), Some("websocket"));
-    assert!(request.get("connection").unwrap().eq_ignore_ascii_case("upgrade"));
-    worker.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello");
-    let head = client.head();
-    assert_eq!((head.status(), head.get("upgrade")), (101, Some("websocket")));
-    assert_eq!(client.exact(5), b"hello");
-    for i in 0..100 {
-        let message = format!("ping {i:03}");
-        client.send(&message);
-        assert_eq!(worker.exact(message.len()), message.as_bytes());
-        worker.send(&message);
-        assert_eq!(client.exact(message.len()), message.as_bytes());
-    }
-    drop(client);
-    worker.wait_closed();
-    let record = proxy.record("/chat");
-    assert_eq!(record.get("status_code"), "101");
-}
 
 #[test]
 fn nothing_goes_through_before_the_101() {

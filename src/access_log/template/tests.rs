@@ -170,6 +170,21 @@ fn json_is_one_object_with_numbers_as_numbers() {
 }
 
 #[test]
+fn the_docs_have_the_lines_as_they_are() {
+    let docs = include_str!("../../../docs/log.md");
+    let mut record = seed();
+    let agent = record.head.fields[1];
+    let mut bytes = record.head.bytes.clone();
+    bytes.splice(agent.value.start as usize..agent.value.end as usize, *b"curl/8.5.0");
+    record.head = head(&bytes);
+    record.time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_282_096_656);
+    for name in ["l2met", "logfmt", "combined", "json"] {
+        let line = render(name, FormatOptions { time: true, ..OPTIONS }, &record);
+        assert!(docs.contains(&format!("```\n{line}\n```")), "{line}");
+    }
+}
+
+#[test]
 fn a_template_has_nginxs_variables() {
     let mut record = seed();
     record.head = head(

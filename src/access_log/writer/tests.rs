@@ -1,6 +1,8 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::*;
 
@@ -77,12 +79,39 @@ fn a_file_that_cannot_be_reopened_stays() {
 }
 
 #[test]
-fn a_pipe_is_written_whole_lines_beside_another_writer() {
+fn every_write_to_a_pipe_is_whole_lines_of_at_most_4096_bytes() {
+    // A datagram socket shows where each write ends.
+    for (pipe, longest) in [(true, 4_096), (false, 65_536)] {
+        let (reader, writer) = UnixDatagram::pair().unwrap();
+        let lines: Vec<u8> =
+            (0..500).flat_map(|i| [vec![b'x'; i * 37 % 4_096], vec![b'\n']]).flatten().collect();
+        let expected = lines.clone();
+        let writing = std::thread::spawn(move || {
+            Sink::new(File::from(OwnedFd::from(writer)), pipe).write_lines(&lines)
+        });
+        let (mut text, mut largest) = (Vec::new(), 0);
+        while text.len() < expected.len() {
+            let mut buffer = vec![0; 1 << 20];
+            let n = reader.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[n - 1], b'\n');
+            largest = largest.max(n);
+            text.extend_from_slice(&buffer[..n]);
+        }
+        assert!(largest <= longest && largest > longest / 2, "{largest}");
+        assert_eq!(writing.join().unwrap(), 0);
+        assert!(text == expected);
+    }
+}
+
+#[test]
+fn lines_of_another_writer_of_the_pipe_do_not_fall_into_ours() {
     let (mut reader, mut app, log) = pipe(BACKLOG * 16);
     assert_eq!(log.max_line(), 4_095);
     let lines = 5_000;
+    let closed = Arc::new(AtomicBool::new(false));
+    let until = closed.clone();
     let other = std::thread::spawn(move || {
-        for _ in 0..lines {
+        while !until.load(Relaxed) {
             app.write_all(format!("{}\n", "a".repeat(700)).as_bytes()).unwrap();
         }
     });
@@ -91,19 +120,18 @@ fn a_pipe_is_written_whole_lines_beside_another_writer() {
             log.push("b".repeat(1 + i * 37 % 4_095).as_bytes());
         }
         assert!(log.close(LONG));
-        drop(log);
+        closed.store(true, Relaxed);
     });
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     pusher.join().unwrap();
     other.join().unwrap();
     for line in text.lines() {
-        let whole = line.bytes().all(|b| b == b'a') && line.len() == 700;
-        assert!(whole || line.bytes().all(|b| b == b'b'), "{line}");
+        let theirs = line.bytes().all(|b| b == b'a') && line.len() == 700;
+        assert!(theirs || line.bytes().all(|b| b == b'b'), "{line}");
     }
     let lengths = text.lines().filter(|line| line.starts_with('b')).map(str::len);
     assert!(lengths.eq((0..lines).map(|i| 1 + i * 37 % 4_095)));
-    assert_eq!(text.lines().count(), 2 * lines);
 }
 
 #[test]
@@ -155,6 +183,48 @@ fn a_reader_that_has_gone_costs_lines_only() {
     assert!(log.close(LONG));
     assert_eq!(lost(&log), 2);
     assert!(METRICS.log_lines_dropped.get() - before >= 2);
+}
+
+#[test]
+fn lost_lines_are_said_once_when_they_begin_and_once_when_they_end() {
+    // The log's own thread speaks, so the thread's part is called here, under a subscriber of ours.
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let diagnostics = LogWriter::open(&LogDestination::File(said.clone()), BACKLOG).unwrap();
+    let lines = crate::access_log::diagnostics::lines(diagnostics.clone());
+    tracing::subscriber::with_default(lines, || {
+        let mut thread = Thread {
+            name: "access log",
+            shared: Arc::default(),
+            sink: Sink::new(OpenOptions::new().write(true).open("/dev/full").unwrap(), false),
+            path: None,
+            failing: false,
+        };
+        thread.write(b"one\ntwo\n", None);
+        thread.write(b"three\n", None);
+        thread.sink.file = File::create(dir.path().join("log")).unwrap();
+        thread.write(b"four\n", None);
+        thread.write(b"five\n", None);
+    });
+    assert!(diagnostics.close(LONG));
+    assert_eq!(
+        fs::read_to_string(said).unwrap(),
+        "bufproxy: error: access log: No space left on device (os error 28); lines are lost until \
+         it can be written\nbufproxy: warning: access log is written again; 3 lines were lost\n"
+    );
+    assert_eq!(fs::read_to_string(dir.path().join("log")).unwrap(), "four\nfive\n");
+}
+
+#[test]
+fn a_line_that_was_torn_by_a_full_disk_is_ended_before_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let mut sink = Sink::new(File::create(&path).unwrap(), false);
+    assert_eq!(sink.write_lines(b"whole\n"), 0);
+    // What a short write leaves.
+    sink.write_all(b"to").unwrap();
+    assert_eq!(sink.write_lines(b"next\n"), 0);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "whole\nto\nnext\n");
 }
 
 #[test]

@@ -20,6 +20,7 @@ impl Run {
             idle_grace: Duration::from_secs(5),
             child_stop_signal: Signal::TERM,
             child: true,
+            command: "gunicorn app.wsgi".into(),
             open_when_ready: true,
             terminal: false,
         };
@@ -31,7 +32,7 @@ impl Run {
 
     fn serving(change: impl FnOnce(&mut Plan)) -> Run {
         let mut run = Run::booting(change);
-        run.at(0.0, Event::AppAnswered("HEAD / after 0.0 s (200)".into()), NONE);
+        run.at(0.0, Event::AppAnswered("app answered HEAD / after 0.0 s (200)".into()), NONE);
         assert_eq!(run.machine.state(), State::Ready);
         run
     }
@@ -74,7 +75,8 @@ use Action::{AnnounceClose, AppGone, CloseIdle, SignalChild, StopAccepting};
 fn the_port_opens_when_the_app_has_answered() {
     let mut run = Run::booting(|_| {});
     assert_eq!(run.machine.state(), State::Starting);
-    let todo = run.all_at(6.2, Event::AppAnswered("HEAD / after 6.2 s (200)".into()), NONE);
+    let todo =
+        run.all_at(6.2, Event::AppAnswered("app answered HEAD / after 6.2 s (200)".into()), NONE);
     let line = say("app answered HEAD / after 6.2 s (200); port open");
     assert_eq!(todo, [Action::Open, Action::AppAnswered, line]);
     assert_eq!(run.machine.state(), State::Ready);
@@ -245,7 +247,8 @@ fn an_app_that_dies_at_boot_is_a_failure_with_its_code() {
     assert_eq!(run.all_at(1.0, ended(4), NONE), []);
     let outcome = run.machine.outcome().unwrap();
     assert_eq!(outcome.code, 4);
-    assert_eq!(outcome.failure.as_deref(), Some("app ended before it answered: exit code 4"));
+    let why = "app ended before it answered: exit code 4 (gunicorn app.wsgi)";
+    assert_eq!(outcome.failure.as_deref(), Some(why));
 }
 
 #[test]

@@ -49,9 +49,12 @@ fn it_asks_until_the_app_answers() {
             let listener = UnixListener::bind(&socket).unwrap();
             app(listener, &["", "not HTTP\r\n\r\n", "HTTP/1.1 500 Oops\r\n\r\n"]).await
         };
-        let (ready, requests) = tokio::join!(wait_until_ready(&config), boot);
+        let (ready, requests) = tokio::join!(wait_until_ready(&config, &[]), boot);
         let how = ready.unwrap();
-        assert!(how.starts_with("HEAD / after 0.") && how.ends_with(" s (500)"), "{how}");
+        assert!(
+            how.starts_with("app answered HEAD / after 0.") && how.ends_with(" s (500)"),
+            "{how}"
+        );
         assert_eq!(requests.len(), 3);
         assert_eq!(
             requests[2],
@@ -74,7 +77,8 @@ fn a_path_that_was_set_wants_success() {
         };
         let listener = UnixListener::bind(&socket).unwrap();
         let answers = ["HTTP/1.1 503 Not yet\r\n\r\n", "HTTP/1.1 302 Found\r\n\r\n"];
-        let (ready, requests) = tokio::join!(wait_until_ready(&config), app(listener, &answers));
+        let (ready, requests) =
+            tokio::join!(wait_until_ready(&config, &[]), app(listener, &answers));
         assert!(ready.unwrap().ends_with("(302)"));
         let head = "HEAD /health?deep=1 HTTP/1.1\r\nhost: shop.example\r\n";
         assert!(requests[0].starts_with(head), "{}", requests[0]);
@@ -96,7 +100,7 @@ fn a_pending_probe_is_not_given_up_for_another() {
             }
         };
         let missing = tokio::select! {
-            ready = wait_until_ready(&config) => ready.unwrap_err(),
+            ready = wait_until_ready(&config, &[]) => ready.unwrap_err(),
             () = silent => unreachable!(),
         };
         let end = "within boot-timeout 0.3s: it accepts connections, but HEAD / is not answered";
@@ -111,7 +115,7 @@ fn what_is_missing_is_named() {
         let socket = dir.path().join("app.sock");
         let path = socket.display();
         let config = Config { boot_timeout: SHORT, ..config(&socket) };
-        let missing = async |config: &Config| wait_until_ready(config).await.unwrap_err();
+        let missing = async |config: &Config| wait_until_ready(config, &[]).await.unwrap_err();
 
         assert_eq!(
             missing(&config).await,
@@ -173,7 +177,7 @@ fn a_tcp_port_without_listener_is_named() {
             ..Config::for_tests()
         };
         assert_eq!(
-            wait_until_ready(&config).await.unwrap_err(),
+            wait_until_ready(&config, &[]).await.unwrap_err(),
             format!(
                 "upstream 127.0.0.1:{port} did not answer within boot-timeout 0.3s: nobody listens \
                  there"
@@ -193,11 +197,29 @@ fn a_ready_file_stands_for_an_answer() {
             ..config(Path::new("/nonexistent"))
         };
         assert_eq!(
-            wait_until_ready(&config).await.unwrap_err(),
+            wait_until_ready(&config, &[]).await.unwrap_err(),
             format!("ready-file {} did not appear within boot-timeout 0.3s", file.display())
         );
         std::fs::write(&file, "").unwrap();
-        let how = wait_until_ready(&config).await.unwrap();
-        assert_eq!(how, "by ready-file after 0.0 s");
+        let how = wait_until_ready(&config, &[]).await.unwrap();
+        assert_eq!(how, "ready-file appeared after 0.0 s");
+    });
+}
+
+#[test]
+fn an_app_that_takes_our_port_is_named_at_once() {
+    run(async {
+        let dir = dir();
+        let config = config(&dir.path().join("app.sock"));
+        let app = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let ours = format!("[::]:{}", app.local_addr().unwrap().port());
+        assert_eq!(
+            wait_until_ready(&config, std::slice::from_ref(&ours)).await.unwrap_err(),
+            format!(
+                "the app listens on {ours} itself, where bufproxy is to listen: bind the app to \
+                 the upstream (gunicorn --bind {}; without --bind it takes $PORT)",
+                config.upstream[0]
+            )
+        );
     });
 }

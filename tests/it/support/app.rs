@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tempfile::TempDir;
 
@@ -30,8 +32,8 @@ pub(crate) struct App {
 #[derive(Default)]
 struct Counts {
     accepted: AtomicUsize,
-    open: AtomicUsize,
     most: AtomicUsize,
+    open: Mutex<Vec<Arc<Socket>>>,
     /// Targets of the requests that `serve` read, in order.
     targets: Mutex<VecDeque<String>>,
 }
@@ -160,7 +162,7 @@ impl Drop for App {
 
 /// One connection of the app.
 pub(crate) struct AppConn {
-    socket: Socket,
+    socket: Arc<Socket>,
     buffer: Vec<u8>,
     counts: Arc<Counts>,
 }
@@ -169,9 +171,14 @@ impl AppConn {
     fn new(socket: Socket, counts: Arc<Counts>) -> AppConn {
         socket.set_read_timeout(Some(GUARD)).unwrap();
         socket.set_write_timeout(Some(GUARD)).unwrap();
+        let socket = Arc::new(socket);
         counts.accepted.fetch_add(1, SeqCst);
-        let open = counts.open.fetch_add(1, SeqCst) + 1;
-        counts.most.fetch_max(open, SeqCst);
+        let mut open = counts.open.lock().unwrap();
+        open.push(socket.clone());
+        // Counted as the proxy sees them: what it has closed is not open, though we still hold it.
+        let most = open.iter().filter(|socket| !is_closed(socket)).count();
+        counts.most.fetch_max(most, SeqCst);
+        drop(open);
         AppConn { socket, buffer: Vec::new(), counts }
     }
 
@@ -208,25 +215,14 @@ impl AppConn {
     /// Reads up to `n` bytes as they come, without asking for more.
     pub(crate) fn read_some(&mut self, n: usize) -> Vec<u8> {
         let mut bytes = vec![0; n];
-        let got = self.socket.read(&mut bytes).unwrap();
+        let got = (&*self.socket).read(&mut bytes).unwrap();
         bytes.truncate(got);
         bytes
     }
 
-    /// Exactly `n` bytes (of a tunnel).
-    #[track_caller]
-    pub(crate) fn exact(&mut self, n: usize) -> Vec<u8> {
-        let mut reader =
-            Reader { buffer: std::mem::take(&mut self.buffer), more: more(&self.socket) };
-        let mut out = Vec::new();
-        reader.exact(n, &mut out).unwrap();
-        self.buffer = reader.buffer;
-        out
-    }
-
     /// Writes; a proxy that has closed is not this function's business.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = self.socket.write_all(bytes.as_ref());
+        let _ = (&*self.socket).write_all(bytes.as_ref());
     }
 
     /// Closes with the request unread, as an app that stops leaves its backlog: on a Unix socket the
@@ -239,7 +235,7 @@ impl AppConn {
     pub(crate) fn send_until_refused(&mut self, bytes: impl AsRef<[u8]>) -> io::ErrorKind {
         let deadline = Instant::now() + GUARD;
         while Instant::now() < deadline {
-            if let Err(e) = self.socket.write_all(bytes.as_ref()) {
+            if let Err(e) = (&*self.socket).write_all(bytes.as_ref()) {
                 return e.kind();
             }
         }
@@ -248,7 +244,7 @@ impl AppConn {
 
     /// Writes and tells what became of it.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.socket.write_all(bytes.as_ref())
+        (&*self.socket).write_all(bytes.as_ref())
     }
 
     pub(crate) fn set_write_timeout(&self, limit: Duration) {
@@ -264,33 +260,35 @@ impl AppConn {
     #[track_caller]
     pub(crate) fn wait_closed(&mut self) {
         let mut rest = Vec::new();
-        match self.socket.read_to_end(&mut rest) {
+        match (&*self.socket).read_to_end(&mut rest) {
             Ok(_) => assert_eq!(rest.escape_ascii().to_string(), "", "surplus bytes to the app"),
             Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset, "not closed: {e}"),
         }
     }
 
-    /// The proxy holds this connection open and says nothing. Like `App::assert_no_connection`, only
+    /// The proxy holds this connection open. Like `App::assert_no_connection`, only
     /// of value after something that came later has ended.
     #[track_caller]
     pub(crate) fn assert_open(&self) {
-        self.socket.set_nonblocking(true).unwrap();
-        let mut byte = [MaybeUninit::uninit()];
-        let got = self.socket.peek(&mut byte);
-        self.socket.set_nonblocking(false).unwrap();
-        assert_eq!(got.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(!is_closed(&self.socket), "the proxy has closed");
     }
 
     /// Cuts with a reset (TCP only; on a Unix socket, unread bytes do the same at the close).
     pub(crate) fn reset(self) {
-        SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
+        SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
 impl Drop for AppConn {
     fn drop(&mut self) {
-        self.counts.open.fetch_sub(1, SeqCst);
+        self.counts.open.lock().unwrap().retain(|socket| !Arc::ptr_eq(socket, &self.socket));
     }
+}
+
+/// The peer has closed or reset, and all that it sent was read.
+fn is_closed(socket: &Socket) -> bool {
+    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(rustix::net::recv(socket, &mut [0; 1], look), Err(Errno::AGAIN) | Ok((1, _)))
 }
 
 /// A whole response with a Content-Length.

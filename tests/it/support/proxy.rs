@@ -170,9 +170,10 @@ impl Record {
     /// The value of a field, without its quotes.
     #[track_caller]
     pub(crate) fn get(&self, name: &str) -> &str {
-        let start =
-            self.0.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {}", self.0));
-        let value = &self.0[start + name.len() + 2..];
+        // `service` is the one with a prefix: `measure#bufproxy.service=`.
+        let starts = [format!(" {name}="), format!(".{name}=")];
+        let rest = starts.iter().find_map(|start| self.0.split_once(start.as_str()));
+        let (_, value) = rest.unwrap_or_else(|| panic!("no {name} in {}", self.0));
         match value.strip_prefix('"') {
             Some(quoted) => quoted.split('"').next().unwrap(),
             None => value.split(' ').next().unwrap(),
