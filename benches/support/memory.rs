@@ -67,7 +67,7 @@ pub(crate) fn run(kinds: &[Kind], filter: &str, quick: bool, dir: &Path) -> io::
         let mut row = |name: String, cell: &dyn Fn(&Cost) -> String| {
             rows.push([vec![name], costs.iter().map(cell).collect()].concat());
         };
-        let kib = |bytes: u64| figure(Some(bytes as f64 / 1024.0 / case.clients() as f64));
+        let kib = |bytes: u64| figure(bytes as f64 / 1024.0 / case.clients() as f64);
         row(case.name(), &|cost| kib(cost.memory));
         if matches!(case, Case::Reader | Case::Upload) {
             row("– in the kernel's queues to the client".into(), &|cost| kib(cost.queued));

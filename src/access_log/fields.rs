@@ -13,13 +13,14 @@ pub(super) fn values<'s>(
     name: &'s str,
     refused: bool,
 ) -> impl Iterator<Item = &'s [u8]> {
+    let is_named = move |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
     let parsed = if refused { &[] } else { head.fields.as_slice() };
-    let parsed = parsed.iter().map(|field| (field.name.of(&head.bytes), spaced(head, field.value)));
     let read = refused.then(|| Reader::new(&head.bytes)).into_iter().flatten();
     parsed
-        .chain(read)
-        .filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
-        .map(|(_, value)| value)
+        .iter()
+        .filter(move |field| is_named(field.name.of(&head.bytes)))
+        .map(|field| spaced(head, field.value))
+        .chain(read.filter(move |(found, _)| is_named(found)).map(|(_, value)| value))
 }
 
 /// The request line. Of a refused head it is what comes before the first CR or LF that is not at

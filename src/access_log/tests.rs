@@ -37,6 +37,7 @@ fn a_reset_record_is_a_new_one_of_the_same_connection() {
     record.connection = 7;
     record.head = head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     record.request_id.extend_from_slice(b"id");
+    record.response_head.extend_from_slice(b"HTTP/1.1 200 OK\r\n\r\n");
     record.status = 200;
     record.end = Reason::Truncated;
     record.client = Some("1.2.3.4".parse().unwrap());

@@ -307,7 +307,9 @@ impl<'a> Source<'a> {
             Variable::Request => {
                 let line = request_line(head);
                 // The query ends at the version. A malformed line may have none.
-                let end = line.windows(6).rposition(|w| w == b" HTTP/").unwrap_or(line.len());
+                let version = || line.windows(6).rposition(|w| w == b" HTTP/");
+                let end = (self.query != LogQuery::On).then(version).flatten();
+                let end = end.unwrap_or(line.len());
                 non_empty(self.without_query(line, end, scratch))
             }
             Variable::RequestField(name) => self.joined(name, scratch).into(),
@@ -410,14 +412,14 @@ impl<'a> Source<'a> {
 
     /// `text`, whose query, if any, ends at `end`, as the option `log-query` wants it.
     fn without_query<'s>(&self, text: &'s [u8], end: usize, scratch: &'s mut Vec<u8>) -> &'s [u8] {
+        if self.query == LogQuery::On {
+            return text;
+        }
         let Some(mark) = memchr::memchr(b'?', &text[..end]) else { return text };
-        match self.query {
-            LogQuery::On => return text,
-            LogQuery::Off => scratch.extend_from_slice(&text[..mark]),
-            LogQuery::Redact => {
-                scratch.extend_from_slice(&text[..=mark]);
-                redacted(&text[mark + 1..end], scratch);
-            }
+        scratch.extend_from_slice(&text[..mark]);
+        if self.query == LogQuery::Redact {
+            scratch.push(b'?');
+            redacted(&text[mark + 1..end], scratch);
         }
         scratch.extend_from_slice(&text[end..]);
         scratch

@@ -108,7 +108,8 @@ impl Chunked {
         }
     }
 
-    /// Decodes `buf` in place. Any split of the input gives the same payload.
+    /// Decodes `buf` in place. Any split of the input gives the same payload. After a violation
+    /// the body is lost: nothing more is to be decoded.
     pub fn decode(&mut self, buf: &mut [u8]) -> Result<Decoded, Violation> {
         self.advance(buf).map_err(|rule| Violation { reason: self.reason, rule })
     }

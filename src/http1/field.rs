@@ -138,7 +138,7 @@ impl FieldId {
                 return *id;
             }
         }
-        if name.contains(&b'_') { Underscore } else { Other }
+        if memchr(b'_', name).is_some() { Underscore } else { Other }
     }
 }
 
@@ -185,6 +185,7 @@ pub(super) fn parse(
     let end = match parse_fast(message, start, fields) {
         Some(end) => end,
         None => {
+            // What the fast pass read before it gave up.
             fields.clear();
             walk(message, start, sender, fields)?
         }
@@ -259,7 +260,9 @@ pub(super) fn field_line(line: &[u8], at: usize, sender: Sender) -> Result<Field
         if sender == Sender::Client {
             return Err("whitespace between field name and colon (RFC 9112, 5.1)");
         }
-        name = name.trim_ascii_end();
+        while let [shorter @ .., b' ' | b'\t'] = name {
+            name = shorter;
+        }
     }
     if !is_token(name) {
         return Err("field name is not a token (RFC 9110, 5.1)");
@@ -493,6 +496,23 @@ mod tests {
             }
         }
         assert!(read >= 9, "{read}");
+    }
+
+    #[test]
+    fn a_refused_line_names_its_rule() {
+        for (line, expected) in [
+            ("A: b\rc", BARE_CR),
+            (" A: b", "line folding or whitespace before a field name (RFC 9112, 2.2 and 5.2)"),
+            ("\tb", "line folding or whitespace before a field name (RFC 9112, 2.2 and 5.2)"),
+            ("A b", "field line without a colon (RFC 9112, 5)"),
+            ("A : b", "whitespace between field name and colon (RFC 9112, 5.1)"),
+            ("A b: c", "field name is not a token (RFC 9110, 5.1)"),
+            (": b", "field name is not a token (RFC 9110, 5.1)"),
+            ("A: \0", "control byte in a field value (RFC 9110, 5.5)"),
+        ] {
+            assert_eq!(field_line(line.as_bytes(), 0, Sender::Client), Err(expected), "{line:?}");
+        }
+        assert!(field_line(b"A : b", 0, Sender::App).is_ok());
     }
 
     #[test]

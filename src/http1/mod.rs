@@ -46,7 +46,7 @@ pub enum Version {
 /// Bounds on a head (options `max-head`, `max-fields`).
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of the whole head, request line and final CRLF included.
+    /// Bytes of the whole head, from empty lines before it to its final CRLF.
     pub head: usize,
     /// Number of field lines.
     pub fields: usize,

@@ -79,9 +79,9 @@ impl RequestHead {
         self.upgrade = false;
     }
 
-    /// Parses the head at the start of `input`. `Ok(Some(n))`: complete, `n` bytes of `input` belong
-    /// to it (empty lines before it included). `Ok(None)`: more bytes are needed; never said of
-    /// `limits.head` bytes or more, so that a buffer of this size is enough.
+    /// Parses the head at the start of `input`. `Ok(Some(n))`: complete, `n` bytes of `input`
+    /// belong to it (empty lines before it included). `Ok(None)`: more bytes are needed; never
+    /// said of `limits.head` bytes or more, so that a buffer of this size is enough.
     ///
     /// Every call begins at the start of the head; what it does with a head that is not complete
     /// costs no more than looking for line ends.
@@ -105,11 +105,13 @@ impl RequestHead {
     }
 
     /// Fills in what can be read of a head that is refused or did not come to its end, for the
-    /// record: its first 8 KiB, the request line if it is valid, the fields up to the first that
-    /// is not.
+    /// record: its first 8 KiB, the parts of the request line if that is valid, the fields up to
+    /// the first that is not. `parse` does this after a violation; for a head that stayed
+    /// incomplete (timeout, client gone) the caller does.
     pub fn salvage(&mut self, input: &[u8]) {
         self.clear();
-        self.bytes.extend_from_slice(&input[..input.len().min(MAX_SALVAGE)]);
+        let message = &input[skip_empty_lines(input)..];
+        self.bytes.extend_from_slice(&message[..message.len().min(MAX_SALVAGE)]);
         let bytes = std::mem::take(&mut self.bytes);
         let end = memchr2(b'\r', b'\n', &bytes).unwrap_or(bytes.len());
         // The spans stay also where the target or the version is what was refused.
@@ -185,8 +187,11 @@ impl RequestHead {
         }
         // A line without a version is HTTP/0.9.
         let (target, version) = split_at_space(rest).ok_or(bad(NO_REQUEST_LINE))?;
-        if target.is_empty() || !is_visible(target) {
-            return Err(bad(NO_TARGET));
+        if target.is_empty() {
+            return Err(bad(NO_REQUEST_LINE));
+        }
+        if !is_visible(target) {
+            return Err(bad(NOT_VISIBLE));
         }
         let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] =
             version
@@ -370,7 +375,7 @@ fn check_partial_line(line: &[u8]) -> Result<(), Violation> {
         return Err(bad(NO_METHOD));
     }
     if !line.iter().fold(true, |ok, &b| ok & matches!(b, b' '..=b'~')) {
-        return Err(bad(NO_TARGET));
+        return Err(bad(NOT_VISIBLE));
     }
     Ok(())
 }
@@ -404,7 +409,7 @@ fn once<'a>(
 
 const NO_REQUEST_LINE: &str = "request line is not method, target and version (RFC 9112, 3)";
 const NO_METHOD: &str = "method is not a token of at most 32 bytes (RFC 9112, 3.1)";
-const NO_TARGET: &str = "request target has bytes other than visible ASCII (RFC 9112, 3.2)";
+const NOT_VISIBLE: &str = "byte other than visible ASCII in the request line (RFC 9112, 3)";
 const TWO_HOSTS: &str = "more than one Host (RFC 9112, 3.2)";
 const TWO_LENGTHS: &str = "more than one Content-Length (RFC 9112, 6.3)";
 const TWO_CODINGS: &str = "more than one Transfer-Encoding (RFC 9112, 6.1)";

@@ -1,9 +1,9 @@
 //! Response heads of the app (RFC 9112, 4 and 6.3).
 //!
-//! An attempt calls `ResponseHead::parse` with all bytes that it has until the head is complete. The
-//! client must never get what it could read in another way than we do, so the rules are those of
-//! requests, but for what apps are known to send and RFC 9112 lets a proxy repair: whitespace before
-//! a colon, and one length said several times.
+//! An attempt calls `ResponseHead::parse` with all bytes that it has until the head is complete.
+//! The client must never get what it could read in another way than we do, so the rules are those
+//! of requests, but for what RFC 9112 tells or lets a proxy repair: whitespace before a colon, one
+//! length said several times, a length beside chunks.
 
 use memchr::memchr;
 
@@ -39,7 +39,7 @@ pub struct ResponseHead {
     pub content_length: Option<u64>,
     /// The app allows another request on its connection.
     pub keep_alive: bool,
-    /// Names that Connection lists.
+    /// Names that Connection lists (beyond close, keep-alive, upgrade, te), as spans of `bytes`.
     pub connection_names: Vec<Span>,
     /// `text/event-stream`, or `X-Accel-Buffering: no`: to be flushed as it comes.
     pub stream: bool,
@@ -117,7 +117,7 @@ impl ResponseHead {
         Ok(Some(end))
     }
 
-    /// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112, 4; the SP before an empty reason may be missing).
+    /// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112, 4): apps leave out the SP of an empty reason.
     fn read_line(&mut self, line: &[u8]) -> Result<(), Violation> {
         let Some(
             [

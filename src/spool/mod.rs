@@ -2,8 +2,8 @@
 //!
 //! The same type carries requests (kept whole until they are answered, so that an attempt can be
 //! made again) and responses (given up as the client takes them). Each belongs to one exchange and
-//! is driven by its task, through `poll_*`. What was pushed is never lost, whatever the disk does;
-//! file I/O happens on the blocking pool, never on the event loop (invariant 9); all spools together
+//! is driven by its task, through `poll_*`. A write that fails loses nothing that was pushed; file
+//! I/O happens on the blocking pool, never on the event loop (invariant 9); all spools together
 //! stay inside the budgets (invariant 4).
 //!
 //! A body is one line of positions, cut in three, each part possibly empty:
@@ -158,8 +158,9 @@ impl Spool {
             + self.buffer.as_ref().map_or(0, Buffer::held)
     }
 
-    /// The writer has to wait for a reader: the disk budget (of this spool or of all) is spent, or
-    /// the disk failed, or other spools hold all memory. As of the last `poll_ready`.
+    /// The writer has to wait for a reader: the disk budget (of this spool or of all) is spent or
+    /// the disk failed, both without `replay` only, or other spools hold all memory. As of the last
+    /// `poll_ready`.
     pub fn blocked(&self) -> bool {
         self.blocked.is_some()
     }
@@ -186,10 +187,9 @@ impl Spool {
     /// way and bounded. It reserves nothing: ask when there is something to read from the peer,
     /// just before reading it.
     ///
-    /// Pending with `blocked()` true: the disk budget is spent or (without `replay`) the disk
-    /// failed, and only `consume`, of this spool or of another, makes room; it wakes the task. Err: the disk failed or
-    /// (`StorageFull`) its budget is spent, with `replay`; the spool keeps what it has, the new
-    /// body is to be refused (spool_full).
+    /// Pending with `blocked()` true: only readers, of this spool or of others, make room; the task
+    /// is woken then. Err, only with `replay`: the disk failed, or its budget is spent
+    /// (`StorageFull`); the spool keeps what it has, the new body is to be refused (spool_full).
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.blocked = None;
         loop {

@@ -2,6 +2,9 @@
 //! client for responses. Where both take a message they must have read the same; where only one
 //! takes it, the table names it and says why that is right.
 
+// In the helpers too a panic is the report.
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::rc::Rc;

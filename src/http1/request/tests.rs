@@ -705,7 +705,7 @@ fn what_came_of_a_head_can_be_salvaged() {
     assert_eq!(head.line.of(&head.bytes), b"GET /x HTTP/1.1");
     assert_eq!(head.get(FieldId::UserAgent), Some(&b"u"[..]));
     assert_eq!(head.fields.len(), 2);
-    head.salvage(b"GET /x HT");
+    head.salvage(b"\r\nGET /x HT");
     assert_eq!(head.line.of(&head.bytes), b"GET /x HT");
     assert!(head.target.is_empty() && head.fields.is_empty());
     head.salvage(b"");

@@ -133,6 +133,7 @@ fn field_lines_are_strict() {
         "X-A: a\x01b\r\n",
         "X-A: a\nX-Inj: b\r\n",
         "X-\0A: b\r\n",
+        "X-A\x0c : b\r\n",
     ] {
         assert_refused(ok(lines));
     }
@@ -277,6 +278,9 @@ fn large_heads_pass_up_to_the_limits() {
     assert_refused(ok(&format!("X: {}\r\n", "v".repeat(LIMITS.head))));
     assert_refused(format!("HTTP/1.1 200 OK\r\nX: {}", "v".repeat(LIMITS.head)));
     assert_refused(format!("HTTP/1.1 200 {}", "v".repeat(LIMITS.head)));
+    let line = format!("HTTP/1.1 200 {}", "v".repeat(LIMITS.head));
+    assert_eq!(parse(&line[..LIMITS.head - 1], "GET").1, Ok(None));
+    assert_refused(&line[..LIMITS.head]);
 }
 
 #[test]
