@@ -309,8 +309,8 @@ impl Exchange {
             // Nothing was taken: as if it had not connected.
             Err(_) => return Ok(Err(Failed { failure: Failure::Unread, slot })),
         };
-        c.timer.set_at(deadline);
-        loop {
+        let reason = loop {
+            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -334,14 +334,17 @@ impl Exchange {
                     let in_step = attempt.complete();
                     return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
                 }
-                Ok(Ok(Event::Informational)) => self.pass_informational(c).await?,
-                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
-                Err(reason) => {
-                    self.abandon(attempt, slot);
-                    return Err(reason);
+                Ok(Ok(Event::Informational)) => {
+                    if let Err(reason) = self.pass_informational(c).await {
+                        break reason;
+                    }
                 }
+                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
+                Err(reason) => break reason,
             }
-        }
+        };
+        self.abandon(attempt, slot);
+        Err(reason)
     }
 
     async fn connect(
@@ -435,14 +438,17 @@ impl Exchange {
     /// Our own answer for this reason, or a cut where the response has begun.
     async fn refuse(&mut self, c: &Client<'_>, reason: Reason) -> Next {
         self.record.end = reason;
-        if self.record.status != 0 {
-            // The response has begun: it must not look complete (invariant 6).
+        let begun = self.record.status != 0;
+        // To a client that has left, or does not read, nothing can be said.
+        let deaf = matches!(reason, Reason::ClientGone | Reason::SendTimeout);
+        if deaf && !begun {
+            self.record.status = Reason::ClientGone.status();
+        }
+        if begun || deaf {
+            // What was sent must not look complete (invariant 6).
             return if reason == Reason::ClientGone { Next::Close } else { Next::Reset };
         }
         self.record.status = reason.status();
-        if reason == Reason::ClientGone {
-            return Next::Close;
-        }
         self.lp.shared.count_refused(reason);
         let in_step = self.marks.received.is_some();
         let keep_alive = in_step && self.may_keep_alive(c);
