@@ -135,7 +135,7 @@ fn nothing_runs_for_a_parent_that_has_ended() {
     let dir = tempfile::tempdir().unwrap();
     let mut shim = bufproxy(dir.path());
     // Not the process that starts it here.
-    let output = shim.args(["__exec", "1", "-", "--", "touch", "ran"]).output().unwrap();
+    let output = shim.args(["__exec", "1", "-", "-", "--", "touch", "ran"]).output().unwrap();
     assert_eq!(output.status.code(), Some(143), "{output:?}");
     assert!(!dir.path().join("ran").exists());
 }
