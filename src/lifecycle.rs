@@ -254,11 +254,12 @@ impl App {
                  process is not the one that was started?)",
                 self.config.upstream[0]
             );
-            self.listener = None;
+            // What has connected to it by now is told so, even if the app holds a copy.
+            self.gone();
         }
     }
 
-    /// It will not come back.
+    /// Nobody will serve the listener any more.
     fn gone(&mut self) {
         if let Some(listener) = self.listener.take() {
             listener.refuse();

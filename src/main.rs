@@ -64,6 +64,8 @@ fn with_diagnostics(level: Level, run: impl FnOnce() -> Result<u8, Failure>) -> 
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    eprintln!("bufproxy: error: {error}");
+    // In one write: the exec shim has our own stderr.
+    let line = format!("bufproxy: error: {error}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
     code.into()
 }

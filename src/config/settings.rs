@@ -807,7 +807,9 @@ const TABLE: &[Opt] = &[
         long: "What waits in it outlives a crash of the app: with restart the next process serves it, \
                else it is known to be unread. No socket is ever stale. Passed as descriptor 3 by \
                LISTEN_FDS and LISTEN_PID, which win over gunicorn's --bind, its file and PORT; puma \
-               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line.",
+               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. Not \
+               with gunicorn's USR2, whose new master looks for a descriptor that the old one has \
+               closed.",
         here: Some(|_, config| config.private_socket.then(|| ("on".to_owned(), PRIVATE))),
         set: |c, v, _| put(&mut c.pass_socket, v, word(&[("off", false), ("on", true)])),
         ..PLAIN
