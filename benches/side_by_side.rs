@@ -4,6 +4,7 @@
 use std::env;
 use std::io;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 mod reference;
 mod relay;
@@ -52,6 +53,27 @@ fn proxy(program: &str, arguments: impl Iterator<Item = std::ffi::OsString>) -> 
     }
 }
 
+const CPU: [Kind; 6] =
+    [Kind::Bufproxy, Kind::Nginx, Kind::NginxLarge, Kind::Haproxy, Kind::Hyper, Kind::Relay];
+const MEMORY: [Kind; 7] = [
+    Kind::Bufproxy,
+    Kind::Nginx,
+    Kind::NginxLarge,
+    Kind::Haproxy,
+    Kind::Caddy,
+    Kind::Hyper,
+    Kind::Relay,
+];
+const RESCUE: [Front; 6] = [
+    Front::Nothing,
+    Front::Proxy(Kind::Bufproxy),
+    Front::Proxy(Kind::Nginx),
+    Front::Proxy(Kind::Haproxy),
+    Front::Proxy(Kind::Caddy),
+    Front::Waitress,
+];
+
+#[derive(Debug, Default)]
 struct Options {
     quick: bool,
     case: String,
@@ -59,71 +81,86 @@ struct Options {
     parts: Vec<String>,
 }
 
-fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
-    let mut options =
-        Options { quick: false, case: String::new(), proxies: Vec::new(), parts: Vec::new() };
-    let mut asked = false;
-    let mut arguments = arguments;
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or_else(|| io::Error::other(USAGE));
-        asked = true;
-        match argument.as_str() {
-            // What `cargo bench` passes.
-            "--bench" => {}
-            "--quick" => options.quick = true,
-            "--case" => options.case = value()?,
-            "--proxy" => options.proxies.push(value()?.to_lowercase()),
-            "cpu" | "memory" | "rescue" => options.parts.push(argument),
-            _ => return Err(io::Error::other(USAGE)),
+impl Options {
+    fn read(mut arguments: impl Iterator<Item = String>) -> io::Result<Options> {
+        let mut options = Options::default();
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| io::Error::other(USAGE));
+            match argument.as_str() {
+                // What `cargo bench` passes.
+                "--bench" => {}
+                "--quick" => options.quick = true,
+                "--case" => options.case = value()?,
+                "--proxy" => options.proxies.push(value()?.to_lowercase()),
+                "cpu" | "memory" | "rescue" => options.parts.push(argument),
+                _ => return Err(io::Error::other(USAGE)),
+            }
         }
+        Ok(options)
     }
-    if !asked {
+
+    fn wants(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+    }
+
+    /// Is asked for, and here. What is not here is said, with how to get it.
+    fn selects(&self, name: &str, kind: Option<Kind>) -> bool {
+        let name = name.to_lowercase();
+        let wanted = self.proxies.is_empty() || self.proxies.iter().any(|part| name.contains(part));
+        wanted
+            && kind.is_none_or(|kind| {
+                kind.version().map_err(|advice| eprintln!("left out: {advice}")).is_ok()
+            })
+    }
+
+    fn select(&self, kinds: &[Kind]) -> Vec<Kind> {
+        kinds.iter().copied().filter(|kind| self.selects(kind.name(), Some(*kind))).collect()
+    }
+}
+
+fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
+    let mut arguments = arguments.peekable();
+    if arguments.peek().is_none() {
         // `cargo test --benches` runs us so: it has been shown that we build.
         println!("{USAGE}");
         return Ok(());
     }
-    let wanted = |part: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == part);
+    let options = Options::read(arguments)?;
     let dir = tempfile::tempdir()?;
-    let named = |name: &str| {
-        let name = name.to_lowercase();
-        options.proxies.is_empty() || options.proxies.iter().any(|text| name.contains(text))
-    };
-    let select = |kinds: &[Kind]| -> Vec<Kind> {
-        let installed =
-            |kind: &Kind| kind.version().map_err(|advice| eprintln!("left out: {advice}")).is_ok();
-        kinds.iter().copied().filter(|kind| named(kind.name())).filter(installed).collect()
-    };
-    if wanted("cpu") {
-        let kinds = select(&[
-            Kind::Bufproxy,
-            Kind::Nginx,
-            Kind::NginxLarge,
-            Kind::Haproxy,
-            Kind::Hyper,
-            Kind::Relay,
-        ]);
+    println!("{}\n", machine()?);
+    if options.wants("cpu") {
         let rounds = if options.quick { 1 } else { 3 };
-        println!("{}", cpu::run(&kinds, &options.case, rounds, dir.path())?);
+        println!("{}", cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?);
     }
-    if wanted("memory") {
-        let kinds = select(&[
-            Kind::Bufproxy,
-            Kind::Nginx,
-            Kind::NginxLarge,
-            Kind::Haproxy,
-            Kind::Caddy,
-            Kind::Hyper,
-            Kind::Relay,
-        ]);
+    if options.wants("memory") {
+        let kinds = options.select(&MEMORY);
         println!("{}", memory::run(&kinds, &options.case, options.quick, dir.path())?);
     }
-    if wanted("rescue") {
-        let kinds = select(&[Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Caddy]);
-        let mut fronts = vec![Front::Nothing];
-        fronts.extend(kinds.into_iter().map(Front::Proxy));
-        fronts.push(Front::Waitress);
-        fronts.retain(|front| named(front.name()));
+    if options.wants("rescue") {
+        let selected = |front: &Front| match *front {
+            Front::Proxy(kind) => options.selects(kind.name(), Some(kind)),
+            front => options.selects(front.name(), None),
+        };
+        let fronts: Vec<_> = RESCUE.into_iter().filter(selected).collect();
         println!("{}", rescue::run(&fronts, options.quick, dir.path())?);
     }
     Ok(())
+}
+
+/// Where and with what: one paragraph.
+fn machine() -> io::Result<String> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name\t: "));
+    let versions = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Caddy]
+        .into_iter()
+        .flat_map(|kind| kind.version().map(|version| format!("{} {version}", kind.name())))
+        .chain([rescue::versions()?]);
+    Ok(format!(
+        "{}, {} cores of {}, Linux {}: {}.",
+        httpdate::fmt_http_date(SystemTime::now()),
+        std::thread::available_parallelism()?,
+        model.unwrap_or("an unknown model"),
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim_end(),
+        versions.collect::<Vec<_>>().join(", "),
+    ))
 }

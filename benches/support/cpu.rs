@@ -8,7 +8,7 @@ use std::path::Path;
 use super::app::{App, Upstream};
 use super::load::{self, Client, block_on, closed_loop};
 use super::proxies::{Kind, Proxy};
-use super::table::{figure, markdown, median, ratio};
+use super::table::{figure, markdown, median};
 
 const CLIENTS: usize = 32;
 
@@ -100,25 +100,24 @@ fn measure(case: &Case, proxy: &Proxy) -> io::Result<f64> {
     })
 }
 
+/// Medians; behind each of the others in brackets what part of it bufproxy takes.
 fn table(kinds: &[Kind], cases: &[&Case], micros: &[Vec<Vec<f64>>]) -> String {
     let ours = kinds.iter().position(|kind| *kind == Kind::Bufproxy);
     let mut columns = vec!["CPU per request, µs".to_string()];
     columns.extend(kinds.iter().map(|kind| kind.name().to_string()));
-    if ours.is_some() {
-        columns.extend(kinds[1..].iter().map(|kind| format!("bufproxy / {}", kind.name())));
-    }
-    let rows: Vec<_> = cases
-        .iter()
-        .zip(micros)
-        .map(|(case, micros)| {
-            let medians: Vec<_> = micros.iter().map(|values| median(values)).collect();
-            let mut row = vec![case.name.to_string()];
-            row.extend(medians.iter().map(|value| figure(*value)));
-            if let Some(ours) = ours {
-                row.extend(medians[1..].iter().map(|other| ratio(medians[ours], *other)));
-            }
-            row
-        })
-        .collect();
-    markdown(&columns, &rows)
+    let row = |(case, micros): (&&Case, &Vec<Vec<f64>>)| {
+        let ours = ours.map(|index| median(&micros[index]));
+        let mut row = vec![case.name.to_string()];
+        for (kind, values) in kinds.iter().zip(micros) {
+            let theirs = median(values);
+            row.push(match ours {
+                Some(ours) if *kind != Kind::Bufproxy => {
+                    format!("{} ({:.2})", figure(theirs), ours / theirs)
+                }
+                _ => figure(theirs),
+            });
+        }
+        row
+    };
+    markdown(&columns, &cases.iter().zip(micros).map(row).collect::<Vec<_>>())
 }

@@ -19,7 +19,7 @@ use super::app::Upstream;
 use super::load::{self, Client, block_on};
 use super::process::Process;
 use super::proxies::{Kind, Proxy, free_address, start};
-use super::table::{figure, markdown, ratio};
+use super::table::{figure, markdown};
 
 const FAST: usize = 8;
 /// From the slow clients' coming to the measurement. The app is busy making 600 MB for the readers in
@@ -32,6 +32,7 @@ const UPLOAD_TIME: Duration = Duration::from_secs(4);
 /// 10 KB/s.
 const READ_EVERY: Duration = Duration::from_millis(100);
 const READ: usize = 1000;
+const MEGABYTE: f64 = 1024.0 * 1024.0;
 
 /// What stands between the clients and the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +95,17 @@ pub(crate) fn run(fronts: &[Front], quick: bool, dir: &Path) -> io::Result<Strin
         );
         rows.push(vec![
             front.name().to_string(),
-            figure(Some(alone.per_second)),
-            figure(Some(seen.per_second)),
+            figure(alone.per_second),
+            figure(seen.per_second),
             format!("{:.3}", seen.per_second / alone.per_second),
-            figure(Some(alone.p99)),
-            figure(Some(seen.p99)),
-            ratio(Some(seen.p99), Some(alone.p99)),
+            figure(alone.p99),
+            figure(seen.p99),
+            figure(seen.p99 / alone.p99),
             seen.failed.to_string(),
             slow_failed.to_string(),
             match front {
                 Front::Nothing => "–".into(),
-                _ => figure(Some(memory as f64 / (1024.0 * 1024.0))),
+                _ => figure(memory as f64 / MEGABYTE),
             },
         ]);
     }
@@ -281,6 +282,16 @@ fn peak(process: &Process, over: &AtomicBool) -> u64 {
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> io::Result<T> {
     thread.join().map_err(|_| io::Error::other("a thread of the bench panicked"))
+}
+
+/// gunicorn and waitress as pip names them.
+pub(crate) fn versions() -> io::Result<String> {
+    let list = Command::new(venv()?.join("bin/pip")).args(["freeze"]).output()?.stdout;
+    let list = String::from_utf8_lossy(&list);
+    let servers = list
+        .lines()
+        .filter(|line| ["gunicorn", "waitress"].iter().any(|package| line.starts_with(package)));
+    Ok(servers.collect::<Vec<_>>().join(", ").replace("==", " "))
 }
 
 /// A Python environment with gunicorn and waitress, made when it is not there.

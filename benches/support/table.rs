@@ -11,23 +11,18 @@ pub(crate) fn markdown(columns: &[String], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// The middle of the values; None of none.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+/// The middle of the values, of which there is at least one.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
-    Some(*values.get(values.len() / 2)?)
+    values[values.len() / 2]
 }
 
-/// Three significant digits, `–` for what was not measured.
-pub(crate) fn figure(value: Option<f64>) -> String {
+/// Three significant digits.
+pub(crate) fn figure(value: f64) -> String {
     match value {
-        None => "–".into(),
-        Some(value) if value >= 100.0 => format!("{value:.0}"),
-        Some(value) if value >= 10.0 => format!("{value:.1}"),
-        Some(value) => format!("{value:.2}"),
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
     }
-}
-
-pub(crate) fn ratio(value: Option<f64>, to: Option<f64>) -> String {
-    value.zip(to).map_or("–".into(), |(value, to)| format!("{:.2}", value / to))
 }

@@ -91,6 +91,12 @@ struct Answer {
     in_step: bool,
 }
 
+/// An attempt without a response head.
+struct Failed {
+    failure: Failure,
+    slot: Slot,
+}
+
 /// Serves one request. `first`: its first bytes (with what `x.input` holds from before).
 pub(crate) async fn serve(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Next {
     x.begin(c);
@@ -109,16 +115,19 @@ async fn story(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<Next
     }
     receive::body(c, x).await?;
     let mut tries = Tries::default();
+    let mut slot = x.wait_for_slot(c, None).await?;
     let answer = loop {
-        let slot = x.wait_for_slot(c, &tries).await?;
-        match x.attempt(c, slot).await? {
+        let failed = match x.attempt(c, slot).await? {
             Ok(answer) => break answer,
-            Err(failure) => match tries.after(c.config().retry, &x.record.head, &failure) {
-                Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
-                Again::No(reason) => return Err(reason),
-            },
+            Err(failed) => failed,
+        };
+        let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
+        match tries.after(c.config().retry, &x.record.head, &failed.failure, ran) {
+            Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
+            Again::No(reason) => return Err(reason),
         }
         x.body.rewind();
+        slot = x.slot_again(c, failed.slot).await?;
     };
     deliver::deliver(c, x, answer).await
 }
@@ -199,11 +208,21 @@ impl Exchange {
         Ok(None)
     }
 
+    /// The slot for another try: at another upstream if there is one, else the same, so that the
+    /// request keeps its place.
+    async fn slot_again(&mut self, c: &Conn, failed: Slot) -> Result<Slot, Reason> {
+        if self.lp.shared.upstreams.only_one() {
+            return Ok(failed);
+        }
+        let avoid = failed.index();
+        drop(failed);
+        self.wait_for_slot(c, Some(avoid)).await
+    }
+
     /// A slot, or the reason why there is none in time. A client that leaves is taken out of the
     /// line unserved.
-    async fn wait_for_slot(&mut self, c: &Conn, tries: &Tries) -> Result<Slot, Reason> {
+    async fn wait_for_slot(&mut self, c: &Conn, avoid: Option<u16>) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let first = self.marks.granted.is_none();
         let deadline = self.app_deadline(c);
         let queue_end =
             self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
@@ -212,7 +231,7 @@ impl Exchange {
         let slot = poll_fn(|cx| {
             let place = match &mut place {
                 Some(place) => place,
-                none => match shared.upstreams.enter(tries.failed_at, cx) {
+                none => match shared.upstreams.enter(avoid, cx) {
                     Ok(entered) => none.insert(entered),
                     Err(upstream::QueueFull) => return Poll::Ready(Err(Reason::QueueFull)),
                 },
@@ -235,16 +254,14 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        if first || self.record.retry > 0 {
-            self.marks.granted = Some(Instant::now());
-        }
+        self.marks.granted = Some(Instant::now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
     /// be tried again.
-    async fn attempt(&mut self, c: &Conn, slot: Slot) -> Result<Result<Answer, Failure>, Reason> {
+    async fn attempt(&mut self, c: &Conn, slot: Slot) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         self.record.upstream_addr = Some(slot.index());
@@ -260,7 +277,7 @@ impl Exchange {
         let mut attempt = match started {
             Ok(attempt) => attempt,
             // Nothing was taken: as if it had not connected.
-            Err(_) => return Ok(Err(Failure::Unread)),
+            Err(_) => return Ok(Err(Failed { failure: Failure::Unread, slot })),
         };
         c.timer.set_at(deadline);
         loop {
@@ -288,7 +305,7 @@ impl Exchange {
                     return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
                 }
                 Ok(Ok(Event::Informational)) => self.pass_informational(c).await?,
-                Ok(Err(failure)) => return Ok(Err(failure)),
+                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
                 Err(reason) => {
                     self.abandon(attempt, slot);
                     return Err(reason);

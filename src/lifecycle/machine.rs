@@ -301,6 +301,8 @@ impl Machine {
         if drain.close_idle.is_some_and(|at| now >= at || nobody_left) {
             drain.close_idle = None;
             todo.push(Action::CloseIdle);
+            // A request that had come, unread, is in the next counts.
+            return;
         }
         let app_done = !accepting && !needs_app && drain.close_idle.is_none();
         if self.child && !drain.told && (app_done || now + LAST_CALL >= drain.deadline) {

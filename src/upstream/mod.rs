@@ -48,6 +48,10 @@ impl Upstreams {
         &self.addrs[usize::from(index)]
     }
 
+    pub(crate) fn only_one(&self) -> bool {
+        self.addrs.len() == 1
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue<Waker>> {
         // A panic elsewhere must not end the queue: its operations are whole or not at all.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)

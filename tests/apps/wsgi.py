@@ -26,6 +26,7 @@ def big(environ, query, start_response):
 
 
 def sleep(environ, query, start_response):
+    print("sleeping", flush=True)
     time.sleep(float(query["s"]))
     return answer(start_response, b"slept\n")
 

@@ -120,6 +120,7 @@ fn phases_add_up_to_the_service_time() {
     let (worker, _) = app.request();
     let mut client = proxy.connect();
     client.send("POST /phases HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1");
+    proxy.settle();
     std::thread::sleep(Duration::from_millis(30));
     client.send("2");
     proxy.settle();
@@ -154,7 +155,7 @@ fn record_names_who_was_slow() {
     let mut client = proxy.connect();
     client.get("/app");
     let (worker, _) = app.request();
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(200));
     worker.reply("");
     client.response();
     assert_eq!(proxy.record("/app").get("slow"), "app");
@@ -162,7 +163,7 @@ fn record_names_who_was_slow() {
     let mut client = proxy.connect_slow();
     client.get("/client");
     app.request().0.reply(pattern(3_000_000));
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(200));
     client.response();
     assert_eq!(proxy.record("/client").get("slow"), "client_down");
 }
@@ -193,6 +194,7 @@ fn no_client_can_forge_a_line_or_a_field() {
     let line = proxy.record("/forge").0;
     assert!(!line.contains("\" end=forged"), "{line}");
     assert!(line.ends_with(" end=ok"), "{line}");
+    drop(client);
     assert_eq!(proxy.stop().stdout.len(), 1);
 }
 
@@ -214,6 +216,7 @@ fn log_file_is_opened_again_on_usr1() {
     client.response();
     until(|| fs::read_to_string(&path).is_ok_and(|log| log.contains("/after")));
     assert!(!fs::read_to_string(&rotated).unwrap().contains("/after"));
+    drop(client);
     assert_eq!(proxy.stop().stdout, [""; 0]);
 }
 

@@ -137,7 +137,7 @@ fn term_to_everybody_finishes_what_is_in_flight() {
     let proxy = start(SYNC);
     let mut client = proxy.connect();
     client.get("/sleep?s=0.5");
-    proxy.settle();
+    proxy.stdout.wait_for(|line| line == "sleeping");
     rustix::process::kill_process_group(proxy.pid(), Signal::TERM).unwrap();
     assert_eq!(client.response().text(), "slept\n");
     let exit = proxy.wait();

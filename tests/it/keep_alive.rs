@@ -108,6 +108,7 @@ fn idle_connection_is_closed_without_a_word() {
     client.get("/");
     client.response();
     assert_eq!(client.rest(), b"");
+    drop(client);
     assert_eq!(proxy.stop().stdout.len(), 1);
 }
 

@@ -59,6 +59,7 @@ fn port_opens_when_the_app_has_answered() {
     let mut client = proxy.connect();
     client.get("/");
     assert_eq!(client.response().text(), "xx");
+    drop(client);
     // The probe is no request of a client.
     let exit = proxy.stop();
     assert_eq!(exit.stdout.iter().filter(|line| line.contains("request=")).count(), 1, "{exit:?}");

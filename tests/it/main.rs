@@ -10,6 +10,8 @@ mod access_log;
 mod admin;
 // A worker never waits for a client.
 mod buffering;
+// The child process: started, signalled, reaped.
+mod child;
 // What is typed, and what is said about it.
 mod command_line;
 // Every message means to us what it means to hyper.

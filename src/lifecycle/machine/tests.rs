@@ -88,8 +88,9 @@ fn the_app_is_told_when_nothing_needs_it_and_its_responses_are_still_delivered()
     assert_eq!(run.at(0.0, signal(Signal::TERM), IN_FLIGHT), [AnnounceClose, StopAccepting]);
     assert_eq!(run.machine.state(), State::Draining);
     assert_eq!(run.tick(4.0, IN_FLIGHT), []);
-    assert_eq!(run.tick(4.1, DELIVERING), [CloseIdle, SignalChild(Signal::TERM)]);
-    assert_eq!(run.tick(4.2, DELIVERING), []);
+    assert_eq!(run.tick(4.1, DELIVERING), [CloseIdle]);
+    assert_eq!(run.tick(4.2, DELIVERING), [SignalChild(Signal::TERM)]);
+    assert_eq!(run.tick(4.3, DELIVERING), []);
     assert_eq!(run.at(5.0, ended(0), DELIVERING), [AppGone]);
     assert_eq!(run.code(), None, "a response is still being delivered");
     assert_eq!(run.tick(9.0, NONE), []);
@@ -110,7 +111,10 @@ fn idle_connections_are_kept_for_their_grace_and_the_app_with_them() {
     let mut run = Run::serving(|_| {});
     run.at(0.0, signal(Signal::TERM), IDLE);
     assert_eq!(run.tick(4.9, IDLE), []);
-    assert_eq!(run.tick(5.0, IDLE), [CloseIdle, SignalChild(Signal::TERM)]);
+    assert_eq!(run.tick(5.0, IDLE), [CloseIdle]);
+    // One that came just then is still served.
+    assert_eq!(run.tick(5.1, IN_FLIGHT), []);
+    assert_eq!(run.tick(5.2, NONE), [SignalChild(Signal::TERM)]);
 }
 
 #[test]
@@ -120,7 +124,8 @@ fn accepting_goes_on_for_the_drain_delay() {
     assert_eq!(run.machine.state(), State::Draining);
     assert_eq!(run.tick(4.9, NONE), []);
     assert_eq!(run.tick(5.0, NONE), [StopAccepting]);
-    assert_eq!(run.tick(5.1, NONE), [CloseIdle, SignalChild(Signal::TERM)]);
+    assert_eq!(run.tick(5.1, NONE), [CloseIdle]);
+    assert_eq!(run.tick(5.2, NONE), [SignalChild(Signal::TERM)]);
 }
 
 #[test]
@@ -147,7 +152,8 @@ fn the_app_is_told_three_seconds_before_the_deadline_and_killed_at_it() {
 fn the_chosen_signal_stops_the_app() {
     let mut run = Run::serving(|plan| plan.child_stop_signal = Signal::QUIT);
     run.at(0.0, signal(Signal::TERM), NONE);
-    assert_eq!(run.tick(0.1, NONE), [CloseIdle, SignalChild(Signal::QUIT)]);
+    assert_eq!(run.tick(0.1, NONE), [CloseIdle]);
+    assert_eq!(run.tick(0.2, NONE), [SignalChild(Signal::QUIT)]);
 }
 
 #[test]
@@ -238,6 +244,7 @@ fn an_app_that_ends_during_the_drain_is_said_and_what_waits_for_it_is_refused() 
     // A next request on the idle connection is still answered.
     assert_eq!(run.tick(4.9, IDLE), []);
     assert_eq!(run.tick(5.0, IDLE), [CloseIdle]);
+    run.tick(5.1, NONE);
     assert_eq!(run.code(), Some(0));
 }
 
