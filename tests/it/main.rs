@@ -32,6 +32,8 @@ mod lifecycle;
 mod limits;
 // Requests wait here, not at the app.
 mod queueing;
+// HUP loses nothing.
+mod reload;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.
