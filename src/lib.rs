@@ -41,8 +41,9 @@
 //!
 //! 1. `server::accept` hands the socket to the loop with the fewest connections;
 //!    `connection::serve` is its task. `connection::idle` waits for the first bytes without a buffer.
-//! 2. `exchange::serve` runs `exchange::story`, the whole life in twenty lines; an `Err(Reason)`
-//!    from anywhere in it becomes our answer, or a cut, in `Exchange::refuse`.
+//! 2. `exchange::serve` runs `exchange::story`, the whole life in twenty lines, by the settings that
+//!    hold when it begins; an `Err(Reason)` from anywhere in it becomes our answer, or a cut, in
+//!    `Exchange::refuse`.
 //! 3. `receive::head` reads and parses, under one deadline. `Exchange::admit` resolves the client
 //!    (`trust::resolve`), writes the head for the app (`forward::ForwardedHead::write`) and refuses
 //!    what the head already rules out.
@@ -51,7 +52,8 @@
 //! 5. `Exchange::wait_for_slot`: `Upstreams::enter` gives a slot, a place in the line, or neither.
 //! 6. `Exchange::attempt`: `upstream::connect`, `Attempt::start` makes the first write at once,
 //!    `Attempt::poll` writes the rest and reads the response head, both at once. What a failure
-//!    allows is in `retry::Tries::after`; then the spool is rewound and the story goes back to 5.
+//!    allows is in `retry::Tries::after`; then the spool is rewound, and the same slot serves for
+//!    another try (`Exchange::slot_again`: where there are several upstreams, one of another).
 //! 7. `deliver::deliver` writes the client's head (`client_head::write`) and drives a `Pump`: what
 //!    comes from the app goes to the client first (`Pump::pass`; all of a small response in one
 //!    write), what it does not take into a second spool.
@@ -93,8 +95,8 @@
 //! The main thread is loop 0 and runs the lifecycle; it lives to the end, because the kernel tells the
 //! child of the death of the *thread* that started it. `threads` beyond the first are more loops. Each
 //! loop is a `current_thread` runtime that owns its connections, so `Rc` and `Cell` suffice. Shared are
-//! the line (`upstream::Upstreams`, a mutex for nanoseconds), the budgets and counts (atomics) and the
-//! log's buffer (a mutex for a memcpy). Beside them: the writers of the log and of the diagnostics, the
+//! the line (`upstream::Upstreams`, a mutex for nanoseconds), the budgets and counts (atomics), the
+//! settings (swapped by a reload; each loop has a copy) and the log's buffer (a mutex for a memcpy). Beside them: the writers of the log and of the diagnostics, the
 //! admin thread if asked for, and blocking pools of four (loop 0) and two (the others) threads.
 //!
 //! # Decisions that are not obvious
