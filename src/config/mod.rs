@@ -293,6 +293,10 @@ pub struct Config {
     pub retry: Retry,
     /// Content of the file of `error-page`, read at start.
     pub error_page: Option<Vec<u8>>,
+    /// Compression level of responses, 1 to 9.
+    pub gzip: Option<u32>,
+    /// A PROXY protocol line (version 1) before each request to the app.
+    pub upstream_proxy_protocol: bool,
     pub open_port: OpenPort,
     /// Path of the readiness probe, and whether it was set (then only 2xx and 3xx count).
     pub ready_path: String,
@@ -419,6 +423,8 @@ impl Config {
             log_level: tracing::Level::INFO,
             retry: Retry::Off,
             error_page: None,
+            gzip: None,
+            upstream_proxy_protocol: false,
             open_port: OpenPort::Early,
             ready_path: String::new(),
             ready_path_set: false,

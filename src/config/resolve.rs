@@ -396,6 +396,13 @@ impl Resolved {
             "spool-max",
             "such a body could not be kept",
         );
+        if c.upstream_proxy_protocol && c.upstream_keepalive.is_some() {
+            problems.push(
+                "upstream-proxy-protocol and upstream-keepalive exclude each other: the PROXY \
+                 line counts for a whole connection, which belongs to one client"
+                    .to_owned(),
+            );
+        }
         if let Some(limit) = c.memory_limit.filter(|limit| c.memory > *limit) {
             problems.push(format!(
                 "{} is more than the cgroup's limit: write less than {}",

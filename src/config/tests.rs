@@ -490,8 +490,6 @@ fn options_of_later_features_are_unknown() {
     for name in [
         "pass-socket",
         "restart",
-        "gzip",
-        "upstream-proxy-protocol",
         "max-requests-per-client",
         "saturation-log",
         "max-tunnels",
@@ -613,11 +611,11 @@ fn subcommands_have_their_own_invocations() {
 
 #[test]
 fn check_shows_every_option_and_the_warnings() {
-    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status\n$request"];
+    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status $request"];
     let Ok(Invocation::Check(text)) = parse(&args, &[("BUFPROXY_X", "1")], &[]) else { panic!() };
     assert_eq!(text.lines().count(), table().len() + 2);
     assert!(
-        text.contains("concurrency         off (no wrapped command to learn it from)"),
+        text.contains("concurrency              off (no wrapped command to learn it from)"),
         "{text}"
     );
     assert!(text.ends_with("\nwarning: BUFPROXY_X in the environment is not an option\nok\n"));

@@ -24,6 +24,8 @@ mod forwarding;
 mod framing;
 // The real one, wrapped.
 mod gunicorn;
+// Fewer bytes for those who ask.
+mod gzip;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
