@@ -458,7 +458,8 @@ impl Resolved {
                 if self.asked_for("spool-dir") {
                     return Err(format!("{problem}: write {write}"));
                 }
-                let warning = format!("{problem}: bodies beyond memory will be refused. Write {write}");
+                let warning =
+                    format!("{problem}: bodies beyond memory will be refused. Write {write}");
                 self.config.warnings.push(warning);
                 (self.config.spool_max, self.config.response_spool_max) = (0, 0);
             }

@@ -463,8 +463,10 @@ fn default_spool_dir_that_cannot_be_written_is_warned_of() {
     let config = run_with(UPSTREAM, &env, &[]);
     assert_eq!(
         config.warnings,
-        ["--spool-dir \"/nowhere\" (from TMPDIR) cannot be used (entity not found): bodies beyond \
-          memory will be refused. Write a directory that can be written to, or --spool-max off"]
+        [
+            "--spool-dir \"/nowhere\" (from TMPDIR) cannot be used (entity not found): bodies beyond \
+          memory will be refused. Write a directory that can be written to, or --spool-max off"
+        ]
     );
     assert_eq!((config.spool_max, config.response_spool_max), (0, 0));
     assert!(config.boot_line(&[]).contains(", memory 32m, spool off"), "{}", config.boot_line(&[]));

@@ -30,6 +30,8 @@ mod keep_alive;
 mod lifecycle;
 // Everything has one.
 mod limits;
+// What brings it onto a machine.
+mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
 // What is sent again, and what never.
