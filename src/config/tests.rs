@@ -631,7 +631,7 @@ fn subcommands_have_their_own_invocations() {
 
 #[test]
 fn check_shows_every_option_and_the_warnings() {
-    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status\n$request"];
+    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status $request"];
     let Ok(Invocation::Check(text)) = parse(&args, &[("BUFPROXY_X", "1")], &[]) else { panic!() };
     assert_eq!(text.lines().count(), table().len() + 2);
     assert!(
