@@ -153,7 +153,7 @@ fn machine() -> io::Result<String> {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name\t: "));
     let versions = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Caddy]
         .into_iter()
-        .flat_map(Kind::version)
+        .flat_map(|kind| kind.version().map(|version| format!("{} {version}", kind.name())))
         .chain([rescue::versions()?]);
     Ok(format!(
         "{}, {} cores of {}, Linux {}: {}.",
@@ -161,6 +161,6 @@ fn machine() -> io::Result<String> {
         std::thread::available_parallelism()?,
         model.unwrap_or("an unknown model"),
         std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim_end(),
-        versions.collect::<Vec<_>>().join("; "),
+        versions.collect::<Vec<_>>().join(", "),
     ))
 }

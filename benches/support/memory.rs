@@ -100,7 +100,7 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
     // What is loaded or allocated at the first requests is not a client's.
     let warm = (0..8).map(|_| new_client(proxy)).collect();
     closed_loop(warm, load::get("/100").into(), 64).await?;
-    let (memory, disk) = (proxy.process.memory(), proxy.process.disk());
+    let (memory, disk) = (proxy.process.allocated(), proxy.process.disk());
     let clients = match case {
         Case::Idle(clients) => idle(proxy, clients).await?,
         Case::HalfHead(clients) => {
@@ -112,7 +112,7 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
     };
     sleep(SETTLE).await;
     let cost = Cost {
-        memory: proxy.process.memory().saturating_sub(memory),
+        memory: proxy.process.allocated().saturating_sub(memory),
         queued: send_queues(proxy.address.port())?,
         disk: proxy.process.disk().saturating_sub(disk),
         workers: app.open(),

@@ -351,6 +351,26 @@ impl Config {
         line
     }
 
+    /// Options whose value differs from `before` but which a reload cannot change: what was bound,
+    /// started or allocated with them goes on.
+    pub fn fixed_since(&self, before: &Config) -> Vec<&'static str> {
+        let differs = [
+            ("listen", self.listen != before.listen),
+            ("threads", self.threads != before.threads),
+            ("memory", self.memory != before.memory),
+            ("spool-dir", self.spool_dir != before.spool_dir),
+            ("spool-max", self.spool_max != before.spool_max),
+            ("admin", self.admin != before.admin),
+            ("log-level", self.log_level != before.log_level),
+            ("log-backlog", self.log_backlog != before.log_backlog),
+            ("drain-timeout", self.drain_timeout != before.drain_timeout),
+            ("drain-delay", self.drain_delay != before.drain_delay),
+            ("idle-grace", self.idle_grace != before.idle_grace),
+            ("child-stop-signal", self.child_stop_signal != before.child_stop_signal),
+        ];
+        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+
     /// All defaults, in front of `unix:/tmp/app.sock`: what other modules' tests begin with.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Config {

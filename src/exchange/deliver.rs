@@ -7,13 +7,12 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{Answer, Exchange, Next, client_head, reply};
+use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::net::Stream;
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
-use crate::server::connection::Conn;
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::body::{Incoming, Taken};
@@ -27,7 +26,11 @@ const TURN: u32 = 16;
 const FILE_READ: usize = 64 * 1024;
 
 /// Delivers the response whose head has been parsed into `x.response`.
-pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Result<Next, Reason> {
+pub(super) async fn deliver(
+    c: &Client<'_>,
+    x: &mut Exchange,
+    answer: Answer,
+) -> Result<Next, Reason> {
     x.record.upstream_status = x.response.status;
     x.record.stream = x.response.stream;
     let mut pump = Pump::new(c, x, answer);
@@ -54,7 +57,7 @@ pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Resul
         date: &reply::date_now(),
     };
     client_head::write(&mut pump.head, &x.response, &with);
-    if x.lp.shared.format.wants_response_head() {
+    if c.settings.format.wants_response_head() {
         x.record.response_head.extend_from_slice(&pump.head);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
@@ -91,7 +94,7 @@ struct Pump {
 }
 
 impl Pump {
-    fn new(c: &Conn, x: &Exchange, answer: Answer) -> Pump {
+    fn new(c: &Client<'_>, x: &Exchange, answer: Answer) -> Pump {
         let config = c.config();
         let framing = match x.response.body {
             ResponseBody::None => Framing::None(x.response.content_length),
@@ -127,7 +130,7 @@ impl Pump {
     /// Write what the client takes, read what the app has, until neither moves.
     fn poll(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
@@ -163,7 +166,7 @@ impl Pump {
     /// Everything into the spool, nothing to the client yet.
     fn poll_collect(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
@@ -195,7 +198,7 @@ impl Pump {
     }
 
     /// Gives the client what waits for it. True: something moved.
-    fn send(&mut self, c: &Conn, cx: &mut Context<'_>) -> bool {
+    fn send(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> bool {
         if self.all_sent() || c.stream.poll_writable(cx).is_pending() {
             return false;
         }
@@ -236,7 +239,7 @@ impl Pump {
     }
 
     /// Takes what the app has. True: something moved.
-    fn fetch(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
+    fn fetch(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
         if self.upstream.is_none() {
             return false;
         }
@@ -275,7 +278,7 @@ impl Pump {
     }
 
     /// Decodes what came from the app and passes it on.
-    fn feed(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
+    fn feed(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
         let Taken { payload, used, done } = match self.incoming.take(buf) {
             Ok(taken) => taken,
             Err(violation) => {
@@ -303,7 +306,7 @@ impl Pump {
     }
 
     /// To the client what it takes now, the rest into the spool.
-    fn pass(&mut self, c: &Conn, cx: &mut Context<'_>, parts: &[&[u8]]) {
+    fn pass(&mut self, c: &Client<'_>, cx: &mut Context<'_>, parts: &[&[u8]]) {
         let mut taken = 0;
         // While an HTTP/1.0 response is collected there is no head yet, and nothing may go out.
         if self.spool.unread() == 0 && !self.head.is_empty() {
@@ -343,7 +346,7 @@ impl Pump {
     /// Neither side moves: whose turn is it, and how long may it take?
     fn wait(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {

@@ -34,6 +34,8 @@ mod limits;
 mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
+// HUP loses nothing.
+mod reload;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.

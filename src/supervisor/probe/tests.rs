@@ -20,8 +20,11 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Runs a test; one that hangs fails.
 fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let test = async { tokio::time::timeout(Duration::from_secs(10), test).await };
+    runtime.block_on(test).expect("it ends")
 }
 
 /// Answers each connection with the next of `answers`; gives the requests. The end of the list
