@@ -342,8 +342,13 @@ impl Config {
             line += &format!(" of {}", value::show_size(limit.max(1 << 20) & !0xfffff));
         }
         let medium = if self.spool_in_memory { "memory" } else { "disk" };
-        let spool_max = value::show_size(self.spool_max);
-        line += &format!(", spool {} ({medium}, {spool_max})", self.spool_dir.display());
+        line += &match self.spool_max {
+            0 => ", spool off".to_owned(),
+            max => {
+                let max = value::show_size(max);
+                format!(", spool {} ({medium}, {max})", self.spool_dir.display())
+            }
+        };
         if let Some(file) = &self.config_file {
             line += &format!(", config {}", file.display());
         }

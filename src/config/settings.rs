@@ -494,7 +494,8 @@ const TABLE: &[Opt] = &[
         note: "$TMPDIR if set",
         example: "/var/tmp",
         short: "Where bodies go that do not fit into memory",
-        long: "The files have no name: nothing is left behind, whatever happens.",
+        long: "The files have no name: nothing is left behind, whatever happens. Where the default cannot \
+               be written to, bodies beyond memory are refused, and that is said at start.",
         here: Some(|here, _| Some((here.variable("TMPDIR")?.to_owned(), "TMPDIR"))),
         set: |c, v, _| put(&mut c.spool_dir, v, path),
         ..PLAIN

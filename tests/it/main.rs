@@ -32,6 +32,8 @@ mod keep_alive;
 mod lifecycle;
 // Everything has one.
 mod limits;
+// What brings it onto a machine.
+mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
 // HUP loses nothing.
