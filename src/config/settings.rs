@@ -882,8 +882,9 @@ const TABLE: &[Opt] = &[
         group: ADMIN,
         default: "off",
         example: "127.0.0.1:9090",
-        short: "Serve /healthz, /readyz, /metrics and /status here",
-        long: "host:port or unix:PATH. Not for the public: it has no password.",
+        short: "Serve /healthz, /readyz, /metrics, /status and POST /drain here",
+        long: "host:port or unix:PATH. Not for the public: it has no password, and drain stops \
+               bufproxy.",
         set: |c, v, _| put(&mut c.admin, v, or_off(listen)),
         ..PLAIN
     },

@@ -527,7 +527,7 @@ fn command_lines_that_mean_something_else_are_explained() {
     one(&["--max-body"], "--max-body has no value: write --max-body 10m");
     one(
         &["gunicorn", "app"],
-        "\"gunicorn\" is not a subcommand (check, demo or healthcheck): write a command to wrap after --",
+        "\"gunicorn\" is not a subcommand (check, demo, drain or healthcheck): write a command to wrap after --",
     );
     one(&["--"], "no command follows --: write it, or leave out --");
     one(
@@ -625,6 +625,26 @@ fn subcommands_have_their_own_invocations() {
         matches!(parse(&["-V"], &[], &[]), Ok(Invocation::Version(text)) if text == "bufproxy 0.1.0\n")
     );
     assert!(matches!(parse(&["check", "--help"], &[], &[]), Ok(Invocation::Help(_))));
+}
+
+#[test]
+fn drain_takes_the_admin_address_and_how_long_to_wait() {
+    let admin = Listen::Unix("/a.sock".into());
+    let drain = |args: &[&str]| match parse(&[&["drain"], args].concat(), &[], &[]) {
+        Ok(Invocation::Drain(drain)) => drain,
+        other => panic!("{other:?}"),
+    };
+    let seconds = Duration::from_secs;
+    let plain = Drain { admin, wait: false, timeout: seconds(30) };
+    assert_eq!(drain(&["--admin", "unix:/a.sock"]), plain);
+    assert_eq!(
+        drain(&["--admin", "unix:/a.sock", "--wait", "--timeout", "20s"]),
+        Drain { wait: true, timeout: seconds(20), ..plain }
+    );
+    assert_eq!(
+        problems(&["drain"], &[], &[]),
+        ["drain asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"]
+    );
 }
 
 #[test]

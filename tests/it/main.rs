@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// A stop without a signal.
+mod drain;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
