@@ -38,7 +38,11 @@ pub(super) async fn deliver(
     let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
     if compressible && gzip::wanted(&x.record.head) {
         pump.gzip = c.config().gzip.map(Gzip::new);
-        poll_fn(|cx| Poll::Ready(pump.begin_compressed(c, x, cx))).await;
+        poll_fn(|cx| {
+            pump.begin_compressed(c, x, cx);
+            Poll::Ready(())
+        })
+        .await;
     }
     if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
         if x.response.stream {
