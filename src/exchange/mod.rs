@@ -27,7 +27,7 @@ use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::attempt::{Attempt, Event, Failure};
-use crate::upstream::discard::{self, Unanswered};
+use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Slot};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
@@ -53,6 +53,8 @@ pub(crate) struct Exchange {
     body: Spool,
     forwarded: ForwardedHead,
     response: ResponseHead,
+    /// The response head as it goes to the client.
+    out: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
     /// The record waits to be written.
@@ -87,16 +89,15 @@ impl Marks {
 
 /// A response head has come: what is needed to deliver it.
 struct Answer {
-    stream: crate::net::Stream,
+    attempt: Attempt,
     slot: Slot,
     rest: Filled,
-    /// The request was written whole, so the connection is in step.
-    in_step: bool,
 }
 
 /// An attempt without a response head.
 struct Failed {
     failure: Failure,
+    attempt: Attempt,
     slot: Slot,
 }
 
@@ -142,17 +143,22 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
     let mut tries = Tries::default();
     let mut slot = x.wait_for_slot(c, None).await?;
     let answer = loop {
-        let failed = match x.attempt(c, slot).await? {
+        let Failed { failure, attempt, slot: failed } = match x.attempt(c, slot).await? {
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
         let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
-        match tries.after(c.config().retry, &x.record.head, &failed.failure, ran) {
+        match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
-            Again::No(reason) => return Err(reason),
+            Again::No(reason) => {
+                // It may work on: what it said may be no HTTP and still not its end.
+                x.abandon(attempt, Some(Rest::worthless()), failed);
+                return Err(reason);
+            }
         }
+        drop(attempt);
         x.body.rewind();
-        slot = x.slot_again(c, failed.slot).await?;
+        slot = x.slot_again(c, failed).await?;
     };
     deliver::deliver(c, x, answer).await
 }
@@ -169,6 +175,7 @@ impl Exchange {
             body: Spool::new(&lp.shared.budget, limits),
             forwarded: ForwardedHead::default(),
             response: ResponseHead::default(),
+            out: Vec::new(),
             marks: Marks::new(),
             gauge: None,
             open: false,
@@ -303,12 +310,10 @@ impl Exchange {
         self.marks.connected = Some(Instant::now());
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
-        let started = Attempt::start(connected, unix, keep, &self.forwarded.bytes, &mut self.body);
-        let mut attempt = match started {
-            Ok(attempt) => attempt,
-            // Nothing was taken: as if it had not connected.
-            Err(_) => return Ok(Err(Failed { failure: Failure::Unread, slot })),
-        };
+        let head = &self.forwarded.bytes;
+        let mut attempt = Attempt::start(connected, unix, keep, head, &mut self.body)
+            .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
+            .map_err(|_| Reason::Internal)?;
         let reason = loop {
             c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
@@ -331,19 +336,18 @@ impl Exchange {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    let in_step = attempt.complete();
-                    return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
+                    return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
                     if let Err(reason) = self.pass_informational(c).await {
                         break reason;
                     }
                 }
-                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
+                Ok(Err(failure)) => return Ok(Err(Failed { failure, attempt, slot })),
                 Err(reason) => break reason,
             }
         };
-        self.abandon(attempt, slot);
+        self.abandon(attempt, None, slot);
         Err(reason)
     }
 
@@ -411,18 +415,20 @@ impl Exchange {
         Poll::Pending
     }
 
-    /// The worker goes on without a client: a task of its own holds the slot until it is done.
-    fn abandon(&mut self, attempt: Attempt, slot: Slot) {
-        let request = Unanswered {
+    /// The worker goes on for nobody: a task of its own holds the slot until it is done.
+    fn abandon(&mut self, attempt: Attempt, rest: Option<Rest>, slot: Slot) {
+        let work = Abandoned {
             attempt,
             head: std::mem::take(&mut self.forwarded.bytes),
             body: self.body.take(),
             method: self.record.head.method().to_vec(),
+            rest,
+            slot,
         };
         let gauge = Gauge::in_flight(&self.lp);
         tokio::task::spawn_local(async move {
             let _gauge = gauge;
-            discard::unanswered(request, slot).await;
+            discard::finish(work).await;
         });
     }
 

@@ -275,3 +275,41 @@ fn slow_upload_is_named_in_the_record() {
     assert!(record.seconds("receive") >= Duration::from_millis(200), "{record:?}");
     assert_eq!(record.get("slow"), "client_up");
 }
+
+#[test]
+fn app_that_answers_before_it_has_read_gets_the_whole_request() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let body = pattern(3 * 1024 * 1024);
+    let mut client = proxy.connect();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));
+    client.send(&body);
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nso far\r\n");
+    client.head();
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.send("5\r\n, all\r\n0\r\n\r\n");
+    assert_eq!(client.chunks(), b"so far, all");
+}
+
+#[test]
+fn request_body_is_given_up_when_its_answer_has_come() {
+    let app = App::unix();
+    let options = ["--spool-max", "1m", "--max-body", "1m", "--response-spool-max", "1m"];
+    let proxy = Proxy::start(&app, &options);
+    let upload = |target: &str| {
+        let mut client = proxy.connect_slow();
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n"));
+        client.send(vec![b'x'; 900_000]);
+        client
+    };
+    let mut reads_slowly = upload("/one");
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(200_000)));
+    worker.wait_closed();
+    // It waits for its client in memory; the disk is for the next.
+    let mut two = upload("/two");
+    app.request().0.reply("");
+    assert_eq!(two.response().status(), 200);
+    assert_eq!(reads_slowly.response().body.len(), 200_000);
+}
