@@ -6,6 +6,7 @@
 pub mod client_head;
 mod deliver;
 pub mod forward;
+mod gzip;
 mod receive;
 pub mod reply;
 mod retry;
