@@ -78,6 +78,7 @@ pub(super) async fn deliver(
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);
     delivered?;
+    c.unfinished.set(false);
     Ok(if keep_alive { Next::KeepAlive } else { Next::Close })
 }
 
@@ -95,6 +96,8 @@ struct Pump {
     rest: Option<Filled>,
     /// What the client has not taken, framed as it goes to the client.
     spool: Spool,
+    /// Bytes of 1xx heads that went before.
+    sent_before: u64,
     /// Bytes of the body that the kernel took for the client.
     sent: u64,
     /// Payload bytes from the app.
@@ -104,7 +107,8 @@ struct Pump {
     flush: bool,
     /// The response is not whole: why.
     cut: Option<Reason>,
-    client_gone: bool,
+    /// Nothing more can be sent to the client: why.
+    failed: Option<Reason>,
     /// Since when the client takes nothing, and what it had not acknowledged then.
     client_stalled: Option<(Instant, u64)>,
     /// Since when the app says nothing, though it could.
@@ -134,12 +138,13 @@ impl Pump {
             head_sent: 0,
             rest: Some(answer.rest),
             spool: Spool::new(&x.lp.shared.budget, limits),
+            sent_before: x.record.bytes_sent,
             sent: 0,
             received: 0,
             keep_upstream: x.response.keep_alive && config.upstream_keepalive.is_some(),
             flush: x.response.stream,
             cut: None,
-            client_gone: false,
+            failed: None,
             client_stalled: None,
             app_silent: None,
         }
@@ -158,11 +163,9 @@ impl Pump {
         }
         for _ in 0..TURN {
             let moved = self.send(c, cx) | self.fetch(c, x, cx);
-            if self.head_sent > 0 {
-                x.record.status = x.response.status;
-            }
-            if self.client_gone {
-                return Poll::Ready(Err(Reason::ClientGone));
+            self.note(c, x);
+            if let Some(reason) = self.failed {
+                return Poll::Ready(Err(reason));
             }
             if let Some(reason) = self.cut
                 && self.head_sent == 0
@@ -224,8 +227,7 @@ impl Pump {
             Poll::Ready(Ok(data)) => data,
             Poll::Ready(Err(error)) => {
                 tracing::error!("a response could not be read back: {error} (spool-dir)");
-                self.cut = Some(Reason::Internal);
-                self.client_gone = self.head_sent > 0;
+                self.failed = Some(Reason::Internal);
                 return true;
             }
             Poll::Pending => return false,
@@ -249,7 +251,7 @@ impl Pump {
                 Some(behind)
             }
             Poll::Ready(Err(_)) => {
-                self.client_gone = true;
+                self.failed = Some(Reason::ClientGone);
                 None
             }
             Poll::Pending => None,
@@ -398,9 +400,9 @@ impl Pump {
 
     /// The worker is done, or has closed. Closing at once is what sets it free.
     fn end_upstream(&mut self, x: &mut Exchange, cut: Option<Reason>) {
-        self.cut = cut;
+        self.cut = self.cut.or(cut);
         if let Some((attempt, slot)) = self.upstream.take() {
-            match (self.keep_upstream && attempt.complete(), cut) {
+            match (self.keep_upstream && attempt.complete(), self.cut) {
                 (true, None) => slot.keep(attempt.into_stream()),
                 _ => drop(attempt),
             }
@@ -469,11 +471,19 @@ impl Pump {
         Poll::Pending
     }
 
-    /// What the record says of it.
-    fn leave(mut self, x: &mut Exchange) {
-        x.record.bytes_sent += self.head_sent as u64 + self.sent;
+    /// What the record says of it so far.
+    fn note(&self, c: &Client<'_>, x: &mut Exchange) {
+        if self.head_sent > 0 {
+            x.record.status = x.response.status;
+            c.unfinished.set(true);
+        }
+        x.record.bytes_sent = self.sent_before + self.head_sent as u64 + self.sent;
         x.record.body_bytes_sent = self.sent;
         x.record.upstream_bytes_received = self.received;
+    }
+
+    /// Gives back what is the exchange's.
+    fn leave(mut self, x: &mut Exchange) {
         x.out = std::mem::take(&mut self.head);
         self.abandon(x, x.record.stream);
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::access_log::Record;
 use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
-use crate::http1::{ResponseHead, Version};
+use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
@@ -60,8 +60,6 @@ pub(crate) struct Exchange {
     gauge: Option<Gauge>,
     /// The record waits to be written.
     open: bool,
-    /// The client's side has ended (EOF), which is only looked for while the app works.
-    client_eof: bool,
 }
 
 /// When each phase ended; None: not yet. A record's phases are the differences.
@@ -180,7 +178,6 @@ impl Exchange {
             marks: Marks::new(),
             gauge: None,
             open: false,
-            client_eof: false,
         }
     }
 
@@ -194,7 +191,6 @@ impl Exchange {
         self.record.connection = c.id;
         self.record.connection_requests = c.requests.get();
         self.open = true;
-        self.client_eof = false;
         self.enter(Gauge::receiving(&self.lp));
     }
 
@@ -234,8 +230,7 @@ impl Exchange {
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
         }
-        if matches!(self.record.head.body, crate::http1::RequestBody::Length(n) if n > config.max_body)
-        {
+        if matches!(self.record.head.body, RequestBody::Length(n) if n > config.max_body) {
             tracing::debug!("413: a body is larger than max-body");
             return Err(Reason::BodyTooLarge);
         }
@@ -309,6 +304,7 @@ impl Exchange {
             None => self.connect(c, &slot, deadline).await?,
         };
         self.marks.connected = Some(Instant::now());
+        self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
         let head = &self.forwarded.bytes;
@@ -406,10 +402,7 @@ impl Exchange {
             }
             let mut buf = Scratch::take();
             match ready!(c.stream.poll_read(cx, &mut buf)) {
-                Ok(0) | Err(_) => {
-                    self.client_eof = true;
-                    return Poll::Ready(Reason::ClientGone);
-                }
+                Ok(0) | Err(_) => return Poll::Ready(Reason::ClientGone),
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
             }
         }
@@ -436,29 +429,31 @@ impl Exchange {
     /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
     async fn answer_here(&mut self, c: &Client<'_>) -> Next {
         let mut out = Vec::new();
-        let keep_alive = self.may_keep_alive(c) && self.body_is_none();
-        self.record.status =
-            reply::write_max_forwards(&mut out, &self.record.head, keep_alive, &reply::date_now());
-        self.send_own(c, &out, keep_alive).await
+        let next = self.after_own(c, self.record.head.body == RequestBody::None);
+        self.record.status = reply::write_max_forwards(
+            &mut out,
+            &self.record.head,
+            next == Next::KeepAlive,
+            &reply::date_now(),
+        );
+        self.send_own(c, &out, next).await
     }
 
     /// Our own answer for this reason, or a cut where the response has begun.
     async fn refuse(&mut self, c: &Client<'_>, reason: Reason) -> Next {
         self.record.end = reason;
-        let begun = self.record.status != 0;
-        // To a client that has left, or does not read, nothing can be said.
-        let deaf = matches!(reason, Reason::ClientGone | Reason::SendTimeout);
-        if deaf && !begun {
-            self.record.status = Reason::ClientGone.status();
+        if self.record.status != 0 {
+            // The response has begun: it must not look complete (invariant 6).
+            return Next::Reset;
         }
-        if begun || deaf {
-            // What was sent must not look complete (invariant 6).
+        // To a client that has left, or does not read, nothing can be said.
+        if matches!(reason, Reason::ClientGone | Reason::SendTimeout) {
+            self.record.status = Reason::ClientGone.status();
             return if reason == Reason::ClientGone { Next::Close } else { Next::Reset };
         }
         self.record.status = reason.status();
         self.lp.shared.count_refused(reason);
-        let in_step = self.marks.received.is_some();
-        let keep_alive = in_step && self.may_keep_alive(c);
+        let next = self.after_own(c, self.marks.received.is_some());
         let mut out = Vec::new();
         let head_len = reply::write(
             &mut out,
@@ -466,33 +461,37 @@ impl Exchange {
                 reason,
                 head: &self.record.head,
                 request_id: &self.record.request_id,
-                keep_alive,
+                keep_alive: next == Next::KeepAlive,
                 error_page: c.config().error_page.as_deref(),
                 date: &reply::date_now(),
                 retry_after: 1,
             },
         );
         self.record.body_bytes_sent = (out.len() - head_len) as u64;
-        let next = self.send_own(c, &out, keep_alive).await;
-        if next == Next::Close && !in_step { Next::Linger } else { next }
+        self.send_own(c, &out, next).await
     }
 
-    async fn send_own(&mut self, c: &Client<'_>, out: &[u8], keep_alive: bool) -> Next {
+    /// What follows an answer of our own. `in_step`: all of the request was read.
+    fn after_own(&self, c: &Client<'_>, in_step: bool) -> Next {
+        match in_step {
+            true if self.may_keep_alive(c) => Next::KeepAlive,
+            true => Next::Close,
+            false => Next::Linger,
+        }
+    }
+
+    async fn send_own(&mut self, c: &Client<'_>, out: &[u8], next: Next) -> Next {
         match c.write_all(out).await {
             Ok(()) => {
                 self.record.bytes_sent += out.len() as u64;
-                if keep_alive { Next::KeepAlive } else { Next::Close }
+                next
             }
             Err(_) => Next::Close,
         }
     }
 
     fn may_keep_alive(&self, c: &Client<'_>) -> bool {
-        self.record.head.keep_alive && !self.client_eof && !c.closing()
-    }
-
-    fn body_is_none(&self) -> bool {
-        self.record.head.body == crate::http1::RequestBody::None
+        self.record.head.keep_alive && !c.closing()
     }
 
     /// Writes the record and makes the exchange ready for the next request.
@@ -559,10 +558,18 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     }
 }
 
-/// Gives an exchange back. One that a large head has grown is not kept.
+/// Gives an exchange back. One that large heads have grown is not kept.
 pub(crate) fn give_back(x: Box<Exchange>) {
-    const LARGE: usize = 16 * 1024;
-    if x.record.head.bytes.capacity() > LARGE || x.input.capacity() > LARGE {
+    const LARGE: usize = 32 * 1024;
+    let buffers = [
+        &x.input,
+        &x.record.head.bytes,
+        &x.forwarded.bytes,
+        &x.response.bytes,
+        &x.out,
+        &x.record.response_head,
+    ];
+    if buffers.map(Vec::capacity).iter().sum::<usize>() > LARGE {
         return;
     }
     FREE.with_borrow_mut(|free| {

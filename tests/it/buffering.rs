@@ -313,3 +313,29 @@ fn request_body_is_given_up_when_its_answer_has_come() {
     assert_eq!(two.response().status(), 200);
     assert_eq!(reads_slowly.response().body.len(), 200_000);
 }
+
+#[test]
+fn response_that_cannot_be_read_back_is_cut() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--response-memory", "64k"]);
+    let mut client = proxy.connect_slow();
+    client.get("/lost");
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(5 * 1024 * 1024)));
+    worker.wait_closed();
+    // The disk forgets what it has, again and again: some of it may still be on its way there.
+    let fds = format!("/proc/{}/fd", proxy.pid().as_raw_nonzero());
+    let forgets = std::thread::spawn(move || {
+        for fd in (0..1000).flat_map(|_| std::fs::read_dir(&fds).into_iter().flatten().flatten()) {
+            let fd = fd.path();
+            if std::fs::read_link(&fd)
+                .is_ok_and(|file| file.to_string_lossy().contains(" (deleted)"))
+            {
+                let _ = std::fs::OpenOptions::new().write(true).open(&fd).map(|f| f.set_len(0));
+            }
+        }
+    });
+    client.cut_response();
+    assert_eq!(proxy.record("/lost").get("end"), "internal");
+    forgets.join().unwrap();
+}
