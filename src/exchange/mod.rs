@@ -6,9 +6,11 @@
 pub mod client_head;
 mod deliver;
 pub mod forward;
+mod gzip;
 mod receive;
 pub mod reply;
 mod retry;
+mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -26,7 +28,7 @@ use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
-use crate::upstream::attempt::{Attempt, Event, Failure};
+use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Unanswered};
 use crate::upstream::{self, Connected, Slot};
 use forward::ForwardedHead;
@@ -154,7 +156,10 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
         x.body.rewind();
         slot = x.slot_again(c, failed.slot).await?;
     };
-    deliver::deliver(c, x, answer).await
+    match x.response.status {
+        SWITCHING => tunnel::tunnel(c, x, answer).await,
+        _ => deliver::deliver(c, x, answer).await,
+    }
 }
 
 impl Exchange {
@@ -222,6 +227,9 @@ impl Exchange {
         self.record.request_id.extend_from_slice(id);
         if let Some(reason) = c.refused {
             return Err(reason);
+        }
+        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
+            return Err(Reason::TooManyConnections);
         }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
@@ -303,7 +311,9 @@ impl Exchange {
         self.marks.connected = Some(Instant::now());
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
-        let started = Attempt::start(connected, unix, keep, &self.forwarded.bytes, &mut self.body);
+        let upgrade = self.record.head.upgrade;
+        let head = &self.forwarded.bytes;
+        let started = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body);
         let mut attempt = match started {
             Ok(attempt) => attempt,
             // Nothing was taken: as if it had not connected.
@@ -537,6 +547,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 }
 
 thread_local! {
+    #[expect(clippy::vec_box, reason = "taken and given back as a pointer, not by a copy of it all")]
     static FREE: RefCell<Vec<Box<Exchange>>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// A stop without a signal.
+mod drain;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
@@ -24,12 +26,16 @@ mod forwarding;
 mod framing;
 // The real one, wrapped.
 mod gunicorn;
+// Fewer bytes for those who ask.
+mod gzip;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
 mod lifecycle;
 // Everything has one.
 mod limits;
+// What brings it onto a machine.
+mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
 // HUP loses nothing.
