@@ -16,7 +16,7 @@ use support::{cpu, memory, process, rescue};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue]
-  --quick       one round, fewer clients, shorter
+  --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT";
 
@@ -129,7 +129,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     let dir = tempfile::tempdir()?;
     println!("{}\n", machine()?);
     if options.wants("cpu") {
-        let rounds = if options.quick { 1 } else { 3 };
+        let rounds = if options.quick { 3 } else { 9 };
         println!("{}", cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?);
     }
     if options.wants("memory") {
@@ -153,7 +153,7 @@ fn machine() -> io::Result<String> {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name\t: "));
     let versions = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Caddy]
         .into_iter()
-        .flat_map(Kind::version)
+        .flat_map(|kind| kind.version().map(|version| format!("{} {version}", kind.name())))
         .chain([rescue::versions()?]);
     Ok(format!(
         "{}, {} cores of {}, Linux {}: {}.",
@@ -161,6 +161,6 @@ fn machine() -> io::Result<String> {
         std::thread::available_parallelism()?,
         model.unwrap_or("an unknown model"),
         std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim_end(),
-        versions.collect::<Vec<_>>().join("; "),
+        versions.collect::<Vec<_>>().join(", "),
     ))
 }

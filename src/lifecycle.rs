@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::runtime::{Builder, LocalOptions};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::{self, Health, State};
-use crate::config::{Config, OpenPort};
+use crate::config::{self, Config, Invocation, OpenPort, Sources};
 use crate::server::Server;
 use crate::supervisor::probe::wait_until_ready;
 use crate::supervisor::signals::Signals;
@@ -181,6 +181,7 @@ fn perform(todo: Vec<Action>, server: &Server, child: Option<&Child>) -> Result<
             Action::CloseIdle => server.close_idle(),
             Action::AppGone => server.app_gone(),
             Action::ReopenLog => server.reopen_log(),
+            Action::Reload => reload(server),
             Action::SignalChild(signal) => {
                 if let Some(child) = child {
                     child.signal(signal);
@@ -209,6 +210,24 @@ fn finish(server: &Server, outcome: Outcome) -> Result<u8, Failure> {
     match outcome.failure {
         Some(message) => Err(Failure { message, code: outcome.code }),
         None => Ok(outcome.code),
+    }
+}
+
+/// HUP: the file is read again, flags and environment stay. A configuration that is not valid
+/// changes nothing.
+fn reload(server: &Server) {
+    match config::parse_args(&Sources::of_process()) {
+        Ok(Invocation::Run(config)) => match server.reload(Arc::new(*config)) {
+            Ok(report) => info!("HUP: {report}"),
+            Err(e) => error!("HUP: the configuration stays as it was: {e}"),
+        },
+        // What was a command to run at the start is one still.
+        Ok(_) => {}
+        Err(invalid) => {
+            for problem in &invalid.problems {
+                error!("HUP: the configuration stays as it was: {problem}");
+            }
+        }
     }
 }
 

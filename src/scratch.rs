@@ -60,6 +60,10 @@ impl Filled {
     pub(crate) fn new(buf: Scratch, start: usize, end: usize) -> Filled {
         Filled { buf, start, end }
     }
+    /// The first `n` bytes are used.
+    pub(crate) fn skip(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+    }
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.end]
     }

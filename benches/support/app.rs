@@ -32,12 +32,10 @@ pub(crate) enum Upstream {
 }
 
 impl App {
-    /// Serves on a socket in `dir` for as long as the bench runs.
+    /// Serves on a new socket below `dir` for as long as the bench runs.
     pub(crate) fn start(dir: &Path, upstream: Upstream) -> io::Result<App> {
-        let socket = dir.join(match upstream {
-            Upstream::ConnectionPerRequest => "close.sock",
-            Upstream::KeepAlive => "keep.sock",
-        });
+        let dir = tempfile::Builder::new().prefix("app").tempdir_in(dir)?.keep();
+        let socket = dir.join("app.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket)?;
         listener.set_nonblocking(true)?;
         let open = Arc::new(AtomicUsize::new(0));

@@ -69,11 +69,20 @@ impl Process {
         cpu
     }
 
-    /// Proportional set size of all processes in bytes: shared pages are counted once.
+    /// Bytes in memory of all processes, program text included; what they share counts once.
     pub(crate) fn memory(&self) -> u64 {
+        self.proportional("Pss:")
+    }
+
+    /// Of these the allocated ones. Others that run the same program do not change them.
+    pub(crate) fn allocated(&self) -> u64 {
+        self.proportional("Pss_Anon:")
+    }
+
+    fn proportional(&self, field: &str) -> u64 {
         let of = |pid| {
             let rollup = read(&format!("/proc/{pid}/smaps_rollup"));
-            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let line = rollup.lines().find_map(|line| line.strip_prefix(field));
             number(line.and_then(|line| line.split_whitespace().next())) * 1024
         };
         self.pids().into_iter().map(of).sum()

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::app::Upstream;
+use super::load::Client;
 use super::process::Process;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,21 +38,24 @@ impl Kind {
         }
     }
 
-    /// The version line of the program; Err: how to get it.
+    /// The version; Err: that it is not here, and how to get it.
     pub(crate) fn version(self) -> Result<String, String> {
         let (program, argument, package) = match self {
             Kind::Bufproxy => (env!("CARGO_BIN_EXE_bufproxy"), "--version", ""),
             Kind::Nginx | Kind::NginxLarge => ("nginx", "-v", "nginx-light"),
             Kind::Haproxy => ("haproxy", "-v", "haproxy"),
             Kind::Caddy => ("caddy", "version", "caddy"),
-            Kind::Hyper | Kind::Relay => return Ok(self.name().into()),
+            // Of this very build.
+            Kind::Hyper | Kind::Relay => return Ok(env!("CARGO_PKG_VERSION").into()),
         };
         let Ok(output) = Command::new(program).arg(argument).output() else {
             return Err(format!("{} is not installed: apt-get install {package}", self.name()));
         };
         let text = [output.stdout, output.stderr].concat();
-        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or("").trim().to_string();
-        if line.is_empty() { Err(format!("{} says no version", self.name())) } else { Ok(line) }
+        let text = String::from_utf8_lossy(&text);
+        let mut words = text.split(['/', ' ', '\n']).map(|word| word.trim_start_matches('v'));
+        let version = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+        version.map(String::from).ok_or_else(|| format!("{} says no version", self.name()))
     }
 }
 
@@ -129,7 +133,7 @@ impl Proxy {
             }
             Kind::Caddy => {
                 // Debian 12's is the last version with the old names.
-                let old = kind.version().is_ok_and(|version| version.starts_with("2.6.2"));
+                let old = kind.version().is_ok_and(|version| version == "2.6.2");
                 let buffers = if old {
                     "buffer_requests\n\t\tbuffer_responses"
                 } else {
@@ -152,6 +156,13 @@ impl Proxy {
         let log = File::options().append(true).open(log)?;
         let process = start(&command, log, &dir, || TcpStream::connect(address).is_ok())?;
         Ok(Proxy { kind, address, process })
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        match self.kind {
+            Kind::Relay => Client::ignoring_close(self.address),
+            _ => Client::new(self.address),
+        }
     }
 }
 

@@ -311,6 +311,10 @@ pub struct Config {
     pub retry: Retry,
     /// Content of the file of `error-page`, read at start.
     pub error_page: Option<Vec<u8>>,
+    /// Compression level of responses, 1 to 9.
+    pub gzip: Option<u32>,
+    /// A PROXY protocol line (version 1) before each request to the app.
+    pub upstream_proxy_protocol: bool,
     pub open_port: OpenPort,
     /// Path of the readiness probe, and whether it was set (then only 2xx and 3xx count).
     pub ready_path: String,
@@ -356,12 +360,37 @@ impl Config {
             line += &format!(" of {}", value::show_size(limit.max(1 << 20) & !0xfffff));
         }
         let medium = if self.spool_in_memory { "memory" } else { "disk" };
-        let spool_max = value::show_size(self.spool_max);
-        line += &format!(", spool {} ({medium}, {spool_max})", self.spool_dir.display());
+        line += &match self.spool_max {
+            0 => ", spool off".to_owned(),
+            max => {
+                let max = value::show_size(max);
+                format!(", spool {} ({medium}, {max})", self.spool_dir.display())
+            }
+        };
         if let Some(file) = &self.config_file {
             line += &format!(", config {}", file.display());
         }
         line
+    }
+
+    /// Options whose value differs from `before` but which a reload cannot change: what was bound,
+    /// started or allocated with them goes on.
+    pub fn fixed_since(&self, before: &Config) -> Vec<&'static str> {
+        let differs = [
+            ("listen", self.listen != before.listen),
+            ("threads", self.threads != before.threads),
+            ("memory", self.memory != before.memory),
+            ("spool-dir", self.spool_dir != before.spool_dir),
+            ("spool-max", self.spool_max != before.spool_max),
+            ("admin", self.admin != before.admin),
+            ("log-level", self.log_level != before.log_level),
+            ("log-backlog", self.log_backlog != before.log_backlog),
+            ("drain-timeout", self.drain_timeout != before.drain_timeout),
+            ("drain-delay", self.drain_delay != before.drain_delay),
+            ("idle-grace", self.idle_grace != before.idle_grace),
+            ("child-stop-signal", self.child_stop_signal != before.child_stop_signal),
+        ];
+        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
 
     /// All defaults, in front of `unix:/tmp/app.sock`: what other modules' tests begin with.
@@ -417,6 +446,8 @@ impl Config {
             log_level: tracing::Level::INFO,
             retry: Retry::Off,
             error_page: None,
+            gzip: None,
+            upstream_proxy_protocol: false,
             open_port: OpenPort::Early,
             ready_path: String::new(),
             ready_path_set: false,

@@ -258,6 +258,21 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "upstream-proxy-protocol",
+        value: "on|off",
+        group: QUEUE,
+        default: "off",
+        example: "on",
+        short: "Tell the app the client's address by a PROXY line",
+        long: "Version 1, before each request: a true REMOTE_ADDR also over a Unix socket, without \
+               any change of the app. gunicorn takes it with --proxy-protocol auto (before \
+               version 23 without a word).",
+        set: |c, v, _| {
+            put(&mut c.upstream_proxy_protocol, v, word(&[("on", true), ("off", false)]))
+        },
+        ..PLAIN
+    },
+    Opt {
         name: "retry",
         value: "WHAT",
         group: QUEUE,
@@ -290,6 +305,19 @@ const TABLE: &[Opt] = &[
         short: "HTML for the errors that bufproxy answers itself",
         long: "Read once, at start; 1m at most. Without it one sentence and the request's id.",
         set: |c, v, here| put(&mut c.error_page, v, or_off(|text| error_page(text, here))),
+        ..PLAIN
+    },
+    Opt {
+        name: "gzip",
+        value: "LEVEL",
+        group: QUEUE,
+        default: "off",
+        example: "2",
+        short: "Compress text-like responses: 1 (fast) to 9 (small)",
+        long: "From 1 KiB, for clients that ask for it, never what is encoded already or says \
+               no-transform. A body that comes whole gets its exact length, a stream is flushed at \
+               each part. Heroku's router compresses nothing; its nginx buildpack has level 2.",
+        set: |c, v, _| put(&mut c.gzip, v, or_off(gzip_level)),
         ..PLAIN
     },
     Opt {
@@ -466,7 +494,8 @@ const TABLE: &[Opt] = &[
         note: "$TMPDIR if set",
         example: "/var/tmp",
         short: "Where bodies go that do not fit into memory",
-        long: "The files have no name: nothing is left behind, whatever happens.",
+        long: "The files have no name: nothing is left behind, whatever happens. Where the default cannot \
+               be written to, bodies beyond memory are refused, and that is said at start.",
         here: Some(|here, _| Some((here.variable("TMPDIR")?.to_owned(), "TMPDIR"))),
         set: |c, v, _| put(&mut c.spool_dir, v, path),
         ..PLAIN
@@ -911,6 +940,13 @@ fn path(text: &str) -> Result<PathBuf, Bad> {
         return Err(Bad::new("is not a path"));
     }
     Ok(PathBuf::from(text))
+}
+
+fn gzip_level(text: &str) -> Result<u32, Bad> {
+    match text.parse() {
+        Ok(level @ 1..=9) => Ok(level),
+        _ => Err(Bad::new("is not a level").write("1 to 9, or off")),
+    }
 }
 
 fn error_page(text: &str, here: &Here<'_>) -> Result<Vec<u8>, Bad> {

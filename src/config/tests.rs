@@ -457,6 +457,24 @@ fn what_cannot_be_together_is_refused() {
 }
 
 #[test]
+fn default_spool_dir_that_cannot_be_written_is_warned_of() {
+    // An image without a /tmp, here by TMPDIR; what was typed is an error (above).
+    let env = [("TMPDIR", "/nowhere")];
+    let config = run_with(UPSTREAM, &env, &[]);
+    assert_eq!(
+        config.warnings,
+        [
+            "--spool-dir \"/nowhere\" (from TMPDIR) cannot be used (entity not found): bodies beyond \
+          memory will be refused. Write a directory that can be written to, or --spool-max off"
+        ]
+    );
+    assert_eq!((config.spool_max, config.response_spool_max), (0, 0));
+    assert!(config.boot_line(&[]).contains(", memory 32m, spool off"), "{}", config.boot_line(&[]));
+    let off = run_with(&[UPSTREAM, &["--spool-max", "off"]].concat(), &env, &[]);
+    assert_eq!(off.warnings, [""; 0]);
+}
+
+#[test]
 fn what_does_nothing_is_warned_of() {
     let warnings = |args: &[&str], env: &[(&str, &str)]| {
         run_with(&[UPSTREAM, args].concat(), env, &[]).warnings
@@ -490,8 +508,6 @@ fn options_of_later_features_are_unknown() {
     for name in [
         "pass-socket",
         "restart",
-        "gzip",
-        "upstream-proxy-protocol",
         "max-requests-per-client",
         "saturation-log",
         "max-tunnels",
@@ -633,11 +649,11 @@ fn drain_takes_the_admin_address_and_how_long_to_wait() {
 
 #[test]
 fn check_shows_every_option_and_the_warnings() {
-    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status\n$request"];
+    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status $request"];
     let Ok(Invocation::Check(text)) = parse(&args, &[("BUFPROXY_X", "1")], &[]) else { panic!() };
     assert_eq!(text.lines().count(), table().len() + 2);
     assert!(
-        text.contains("concurrency         off (no wrapped command to learn it from)"),
+        text.contains("concurrency              off (no wrapped command to learn it from)"),
         "{text}"
     );
     assert!(text.ends_with("\nwarning: BUFPROXY_X in the environment is not an option\nok\n"));

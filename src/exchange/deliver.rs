@@ -7,18 +7,18 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{Answer, Exchange, Next, client_head, reply};
+use super::gzip::{self, Gzip};
+use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::net::Stream;
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
-use crate::server::connection::Conn;
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::body::{Incoming, Taken};
 use crate::upstream::discard::{self, Rest};
-use client_head::{ClientHead, Framing};
+use client_head::{ClientHead, Coding, Framing};
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Reads of one response before other connections of the loop have their turn.
@@ -27,10 +27,19 @@ const TURN: u32 = 16;
 const FILE_READ: usize = 64 * 1024;
 
 /// Delivers the response whose head has been parsed into `x.response`.
-pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Result<Next, Reason> {
+pub(super) async fn deliver(
+    c: &Client<'_>,
+    x: &mut Exchange,
+    answer: Answer,
+) -> Result<Next, Reason> {
     x.record.upstream_status = x.response.status;
     x.record.stream = x.response.stream;
     let mut pump = Pump::new(c, x, answer);
+    let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
+    if compressible && gzip::wanted(&x.record.head) {
+        pump.gzip = c.config().gzip.map(Gzip::new);
+        poll_fn(|cx| Poll::Ready(pump.begin_compressed(c, x, cx))).await;
+    }
     if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
         if x.response.stream {
             pump.framing = Framing::Close;
@@ -52,9 +61,14 @@ pub(super) async fn deliver(c: &Conn, x: &mut Exchange, answer: Answer) -> Resul
         framing: pump.framing,
         keep_alive,
         date: &reply::date_now(),
+        coding: match (compressible, &pump.gzip) {
+            (_, Some(_)) => Coding::Gzip,
+            (true, None) => Coding::Varies,
+            (false, None) => Coding::AsItCame,
+        },
     };
     client_head::write(&mut pump.head, &x.response, &with);
-    if x.lp.shared.format.wants_response_head() {
+    if c.settings.format.wants_response_head() {
         x.record.response_head.extend_from_slice(&pump.head);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
@@ -69,6 +83,7 @@ struct Pump {
     upstream: Option<(Stream, Slot)>,
     incoming: Incoming,
     framing: Framing,
+    gzip: Option<Gzip>,
     /// The head for the client, and how much of it the kernel took.
     head: Vec<u8>,
     head_sent: usize,
@@ -81,6 +96,8 @@ struct Pump {
     /// Payload bytes from the app.
     received: u64,
     keep_upstream: bool,
+    /// A stream: every part of it goes out as it comes.
+    flush: bool,
     /// The response is not whole: why.
     cut: Option<Reason>,
     client_gone: bool,
@@ -91,7 +108,7 @@ struct Pump {
 }
 
 impl Pump {
-    fn new(c: &Conn, x: &Exchange, answer: Answer) -> Pump {
+    fn new(c: &Client<'_>, x: &Exchange, answer: Answer) -> Pump {
         let config = c.config();
         let framing = match x.response.body {
             ResponseBody::None => Framing::None(x.response.content_length),
@@ -108,6 +125,7 @@ impl Pump {
             upstream: Some((answer.stream, answer.slot)),
             incoming: Incoming::new(x.response.body),
             framing,
+            gzip: None,
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
@@ -117,6 +135,7 @@ impl Pump {
             keep_upstream: answer.in_step
                 && x.response.keep_alive
                 && config.upstream_keepalive.is_some(),
+            flush: x.response.stream,
             cut: None,
             client_gone: false,
             client_stalled: None,
@@ -127,7 +146,7 @@ impl Pump {
     /// Write what the client takes, read what the app has, until neither moves.
     fn poll(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
@@ -163,7 +182,7 @@ impl Pump {
     /// Everything into the spool, nothing to the client yet.
     fn poll_collect(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
@@ -195,7 +214,7 @@ impl Pump {
     }
 
     /// Gives the client what waits for it. True: something moved.
-    fn send(&mut self, c: &Conn, cx: &mut Context<'_>) -> bool {
+    fn send(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> bool {
         if self.all_sent() || c.stream.poll_writable(cx).is_pending() {
             return false;
         }
@@ -236,7 +255,7 @@ impl Pump {
     }
 
     /// Takes what the app has. True: something moved.
-    fn fetch(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
+    fn fetch(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
         if self.upstream.is_none() {
             return false;
         }
@@ -262,9 +281,7 @@ impl Pump {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) if matches!(self.incoming, Incoming::Close) => {
                 self.end_upstream(x, None);
-                if self.framing == Framing::Chunked {
-                    self.pass(c, cx, &[LAST_CHUNK]);
-                }
+                self.hand_on(c, cx, &[], true);
             }
             // ECONNRESET is a cut also where a close would have been the end (invariant 6).
             Poll::Ready(Ok(0) | Err(_)) => self.end_upstream(x, Some(Reason::Truncated)),
@@ -275,12 +292,30 @@ impl Pump {
     }
 
     /// Decodes what came from the app and passes it on.
-    fn feed(&mut self, c: &Conn, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
+    fn feed(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
+        if let Some((payload, done)) = self.decode(x, buf) {
+            self.hand_on(c, cx, &buf[..payload], done);
+        }
+    }
+
+    /// The first bytes of a compressed body, before its head is written: what came whole gets its
+    /// exact length.
+    fn begin_compressed(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) {
+        let Some(mut rest) = self.rest.take() else { return };
+        let Some((payload, done)) = self.decode(x, rest.bytes_mut()) else { return };
+        let packed = self.compress(&rest.bytes()[..payload], done);
+        self.framing = if done { Framing::Length(packed.len() as u64) } else { Framing::Chunked };
+        self.frame(c, cx, &packed, done);
+    }
+
+    /// Payload bytes in front of `buf`, and whether they are the last. None: the response is cut.
+    fn decode(&mut self, x: &mut Exchange, buf: &mut [u8]) -> Option<(usize, bool)> {
         let Taken { payload, used, done } = match self.incoming.take(buf) {
             Ok(taken) => taken,
             Err(violation) => {
                 tracing::warn!("the app's response was cut: {}", violation.rule);
-                return self.end_upstream(x, Some(Reason::Truncated));
+                self.end_upstream(x, Some(Reason::Truncated));
+                return None;
             }
         };
         self.received += payload as u64;
@@ -290,7 +325,31 @@ impl Pump {
             // Before the client gets anything: gunicorn holds the worker until we close.
             self.end_upstream(x, None);
         }
-        let payload = &buf[..payload];
+        Some((payload, done))
+    }
+
+    fn hand_on(&mut self, c: &Client<'_>, cx: &mut Context<'_>, payload: &[u8], done: bool) {
+        if self.gzip.is_none() {
+            return self.frame(c, cx, payload, done);
+        }
+        let packed = self.compress(payload, done);
+        self.frame(c, cx, &packed, done);
+    }
+
+    fn compress(&mut self, payload: &[u8], done: bool) -> Vec<u8> {
+        let flush = self.flush;
+        match self.gzip.as_mut().map(|gzip| gzip.push(payload, flush, done)) {
+            Some(Ok(packed)) => packed,
+            // Into memory it cannot fail; if it does, the end of the body is missing.
+            Some(Err(_)) | None => {
+                self.cut = Some(Reason::Internal);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Puts chunk heads around what goes to the client where its framing needs them.
+    fn frame(&mut self, c: &Client<'_>, cx: &mut Context<'_>, payload: &[u8], done: bool) {
         if self.framing != Framing::Chunked {
             return self.pass(c, cx, &[payload]);
         }
@@ -303,7 +362,7 @@ impl Pump {
     }
 
     /// To the client what it takes now, the rest into the spool.
-    fn pass(&mut self, c: &Conn, cx: &mut Context<'_>, parts: &[&[u8]]) {
+    fn pass(&mut self, c: &Client<'_>, cx: &mut Context<'_>, parts: &[&[u8]]) {
         let mut taken = 0;
         // While an HTTP/1.0 response is collected there is no head yet, and nothing may go out.
         if self.spool.unread() == 0 && !self.head.is_empty() {
@@ -343,7 +402,7 @@ impl Pump {
     /// Neither side moves: whose turn is it, and how long may it take?
     fn wait(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {

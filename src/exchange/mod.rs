@@ -6,23 +6,26 @@
 pub mod client_head;
 mod deliver;
 pub mod forward;
+mod gzip;
 mod receive;
 pub mod reply;
 mod retry;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Record;
-use crate::config::{Peer, UpstreamAddr};
+use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
 use crate::http1::{ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
-use crate::server::{Gauge, Loop};
+use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::attempt::{Attempt, Event, Failure};
 use crate::upstream::discard::{self, Unanswered};
@@ -44,6 +47,7 @@ pub(crate) enum Next {
 /// All that one request needs. Reused through a free list of the thread.
 pub(crate) struct Exchange {
     lp: Rc<Loop>,
+    settings: Arc<Settings>,
     pub(crate) record: Record,
     /// Bytes received and not yet used: a part of a head, or the next request.
     pub(crate) input: Vec<u8>,
@@ -97,9 +101,31 @@ struct Failed {
     slot: Slot,
 }
 
+/// The client of one exchange: its connection, and the settings that hold from the first byte of
+/// this request to its last, whatever is reloaded meanwhile.
+struct Client<'a> {
+    conn: &'a Conn,
+    settings: &'a Settings,
+}
+
+impl Client<'_> {
+    fn config(&self) -> &Config {
+        &self.settings.config
+    }
+}
+
+impl Deref for Client<'_> {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        self.conn
+    }
+}
+
 /// Serves one request. `first`: its first bytes (with what `x.input` holds from before).
-pub(crate) async fn serve(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Next {
-    x.begin(c);
+pub(crate) async fn serve(conn: &Conn, x: &mut Exchange, first: Option<Filled>) -> Next {
+    x.begin(conn);
+    let settings = x.settings.clone();
+    let c = &Client { conn, settings: &settings };
     let next = match story(c, x, first).await {
         Ok(next) => next,
         Err(reason) => x.refuse(c, reason).await,
@@ -108,7 +134,7 @@ pub(crate) async fn serve(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> 
     next
 }
 
-async fn story(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<Next, Reason> {
+async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Result<Next, Reason> {
     receive::head(c, x, first).await?;
     if let Some(next) = x.admit(c).await? {
         return Ok(next);
@@ -133,11 +159,12 @@ async fn story(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<Next
 }
 
 impl Exchange {
-    fn new(lp: &Rc<Loop>) -> Exchange {
+    fn new(lp: &Rc<Loop>, settings: Arc<Settings>) -> Exchange {
         let limits =
-            SpoolLimits { memory: lp.shared.config.body_memory, disk: u64::MAX, replay: true };
+            SpoolLimits { memory: settings.config.body_memory, disk: u64::MAX, replay: true };
         Exchange {
             lp: lp.clone(),
+            settings,
             record: Record::new(Peer::Unix),
             input: Vec::new(),
             body: Spool::new(&lp.shared.budget, limits),
@@ -170,13 +197,13 @@ impl Exchange {
     }
 
     /// The time left until the first byte of the response is due.
-    fn app_deadline(&self, c: &Conn) -> Instant {
+    fn app_deadline(&self, c: &Client<'_>) -> Instant {
         self.marks.received.unwrap_or(self.marks.started) + c.config().app_timeout
     }
 
     /// Limits known from the head; resolves the client and writes the head for the app. Some: the
     /// request was answered here.
-    async fn admit(&mut self, c: &Conn) -> Result<Option<Next>, Reason> {
+    async fn admit(&mut self, c: &Client<'_>) -> Result<Option<Next>, Reason> {
         let config = c.config();
         let resolved = crate::trust::resolve(config, c.peer, &self.record.head);
         self.record.client = resolved.client;
@@ -210,7 +237,7 @@ impl Exchange {
 
     /// The slot for another try: at another upstream if there is one, else the same, so that the
     /// request keeps its place.
-    async fn slot_again(&mut self, c: &Conn, failed: Slot) -> Result<Slot, Reason> {
+    async fn slot_again(&mut self, c: &Client<'_>, failed: Slot) -> Result<Slot, Reason> {
         if self.lp.shared.upstreams.only_one() {
             return Ok(failed);
         }
@@ -221,7 +248,7 @@ impl Exchange {
 
     /// A slot, or the reason why there is none in time. A client that leaves is taken out of the
     /// line unserved.
-    async fn wait_for_slot(&mut self, c: &Conn, avoid: Option<u16>) -> Result<Slot, Reason> {
+    async fn wait_for_slot(&mut self, c: &Client<'_>, avoid: Option<u16>) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         let queue_end =
@@ -261,7 +288,11 @@ impl Exchange {
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
     /// be tried again.
-    async fn attempt(&mut self, c: &Conn, slot: Slot) -> Result<Result<Answer, Failed>, Reason> {
+    async fn attempt(
+        &mut self,
+        c: &Client<'_>,
+        slot: Slot,
+    ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         self.record.upstream_addr = Some(slot.index());
@@ -279,8 +310,8 @@ impl Exchange {
             // Nothing was taken: as if it had not connected.
             Err(_) => return Ok(Err(Failed { failure: Failure::Unread, slot })),
         };
-        c.timer.set_at(deadline);
-        loop {
+        let reason = loop {
+            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -304,19 +335,22 @@ impl Exchange {
                     let in_step = attempt.complete();
                     return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
                 }
-                Ok(Ok(Event::Informational)) => self.pass_informational(c).await?,
-                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
-                Err(reason) => {
-                    self.abandon(attempt, slot);
-                    return Err(reason);
+                Ok(Ok(Event::Informational)) => {
+                    if let Err(reason) = self.pass_informational(c).await {
+                        break reason;
+                    }
                 }
+                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
+                Err(reason) => break reason,
             }
-        }
+        };
+        self.abandon(attempt, slot);
+        Err(reason)
     }
 
     async fn connect(
         &mut self,
-        c: &Conn,
+        c: &Client<'_>,
         slot: &Slot,
         deadline: Instant,
     ) -> Result<Connected, Reason> {
@@ -336,7 +370,7 @@ impl Exchange {
         })
         .await?;
         connected.map_err(|error| {
-            shared.say_unreachable(slot.addr(), &error);
+            shared.say_unreachable(slot.addr(), c.config().connect_retry, &error);
             match shared.app_is_gone() {
                 true => shared.gone_reason(),
                 false if shared.app_has_answered() => Reason::AppUnavailable,
@@ -346,7 +380,7 @@ impl Exchange {
     }
 
     /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it.
-    async fn pass_informational(&mut self, c: &Conn) -> Result<(), Reason> {
+    async fn pass_informational(&mut self, c: &Client<'_>) -> Result<(), Reason> {
         const CONTINUE: u16 = 100;
         if self.record.head.version == Version::Http10 || self.response.status == CONTINUE {
             return Ok(());
@@ -360,7 +394,7 @@ impl Exchange {
 
     /// Reads what the client sends while the app works: its next request is kept, its end means that
     /// it has left. Ready only for the latter.
-    fn poll_client_left(&mut self, c: &Conn, cx: &mut Context<'_>) -> Poll<Reason> {
+    fn poll_client_left(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> Poll<Reason> {
         // A client that pipelines more than a head is not read further; its end is seen later.
         while self.input.len() < c.config().max_head {
             if ready!(c.stream.poll_readable(cx)).is_err() {
@@ -394,7 +428,7 @@ impl Exchange {
     }
 
     /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
-    async fn answer_here(&mut self, c: &Conn) -> Next {
+    async fn answer_here(&mut self, c: &Client<'_>) -> Next {
         let mut out = Vec::new();
         let keep_alive = self.may_keep_alive(c) && self.body_is_none();
         self.record.status =
@@ -403,16 +437,19 @@ impl Exchange {
     }
 
     /// Our own answer for this reason, or a cut where the response has begun.
-    async fn refuse(&mut self, c: &Conn, reason: Reason) -> Next {
+    async fn refuse(&mut self, c: &Client<'_>, reason: Reason) -> Next {
         self.record.end = reason;
-        if self.record.status != 0 {
-            // The response has begun: it must not look complete (invariant 6).
+        let begun = self.record.status != 0;
+        // To a client that has left, or does not read, nothing can be said.
+        let deaf = matches!(reason, Reason::ClientGone | Reason::SendTimeout);
+        if deaf && !begun {
+            self.record.status = Reason::ClientGone.status();
+        }
+        if begun || deaf {
+            // What was sent must not look complete (invariant 6).
             return if reason == Reason::ClientGone { Next::Close } else { Next::Reset };
         }
         self.record.status = reason.status();
-        if reason == Reason::ClientGone {
-            return Next::Close;
-        }
         self.lp.shared.count_refused(reason);
         let in_step = self.marks.received.is_some();
         let keep_alive = in_step && self.may_keep_alive(c);
@@ -424,7 +461,7 @@ impl Exchange {
                 head: &self.record.head,
                 request_id: &self.record.request_id,
                 keep_alive,
-                error_page: self.lp.shared.config.error_page.as_deref(),
+                error_page: c.config().error_page.as_deref(),
                 date: &reply::date_now(),
                 retry_after: 1,
             },
@@ -434,7 +471,7 @@ impl Exchange {
         if next == Next::Close && !in_step { Next::Linger } else { next }
     }
 
-    async fn send_own(&mut self, c: &Conn, out: &[u8], keep_alive: bool) -> Next {
+    async fn send_own(&mut self, c: &Client<'_>, out: &[u8], keep_alive: bool) -> Next {
         match c.write_all(out).await {
             Ok(()) => {
                 self.record.bytes_sent += out.len() as u64;
@@ -444,7 +481,7 @@ impl Exchange {
         }
     }
 
-    fn may_keep_alive(&self, c: &Conn) -> bool {
+    fn may_keep_alive(&self, c: &Client<'_>) -> bool {
         self.record.head.keep_alive && !self.client_eof && !c.closing()
     }
 
@@ -477,7 +514,7 @@ impl Exchange {
         record.first_byte = m.first_byte.map(|at| at.saturating_duration_since(connected));
         record.upstream = app_done.saturating_duration_since(connected);
         record.send = end.saturating_duration_since(app_done);
-        self.lp.shared.ended(record);
+        self.lp.shared.ended(&self.settings, record);
     }
 }
 
@@ -509,7 +546,11 @@ const KEPT: usize = 64;
 
 /// An exchange of the free list, or a new one.
 pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
-    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Box::new(Exchange::new(lp)))
+    let settings = lp.settings();
+    match FREE.with_borrow_mut(Vec::pop) {
+        Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
+        _ => Box::new(Exchange::new(lp, settings)),
+    }
 }
 
 /// Gives an exchange back. One that a large head has grown is not kept.

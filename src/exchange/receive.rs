@@ -6,11 +6,10 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use super::Exchange;
+use super::{Client, Exchange};
 use crate::error::Reason;
 use crate::http1::{Chunked, Limits, RequestBody};
 use crate::scratch::{Filled, Scratch};
-use crate::server::connection::Conn;
 
 /// A body may be as slow as it likes for this long before `body-min-rate` counts.
 const RATE_GRACE: Duration = Duration::from_secs(30);
@@ -18,7 +17,11 @@ const RATE_GRACE: Duration = Duration::from_secs(30);
 const TURN: usize = 1024 * 1024;
 
 /// Receives and parses one head into the record. What came behind it stays in `x.input`.
-pub(super) async fn head(c: &Conn, x: &mut Exchange, first: Option<Filled>) -> Result<(), Reason> {
+pub(super) async fn head(
+    c: &Client<'_>,
+    x: &mut Exchange,
+    first: Option<Filled>,
+) -> Result<(), Reason> {
     let config = c.config();
     let limits = Limits { head: config.max_head, fields: config.max_fields };
     // The whole head has one deadline: a byte now and then does not move it.
@@ -89,7 +92,7 @@ fn remember_partial(x: &mut Exchange) {
 }
 
 /// Receives the body into the spool, `100 Continue` first if it was asked for.
-pub(super) async fn body(c: &Conn, x: &mut Exchange) -> Result<(), Reason> {
+pub(super) async fn body(c: &Client<'_>, x: &mut Exchange) -> Result<(), Reason> {
     let framing = x.record.head.body;
     if framing != RequestBody::None {
         if x.record.head.expect_continue && x.input.is_empty() {
@@ -109,7 +112,7 @@ pub(super) async fn body(c: &Conn, x: &mut Exchange) -> Result<(), Reason> {
     Ok(())
 }
 
-async fn receive(c: &Conn, x: &mut Exchange, framing: RequestBody) -> Result<(), Reason> {
+async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Result<(), Reason> {
     let mut decoder = match framing {
         RequestBody::Length(n) => Decoder::Length(n),
         RequestBody::Chunked => Decoder::Chunked(Chunked::default()),

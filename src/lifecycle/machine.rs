@@ -62,6 +62,8 @@ pub(super) enum Action {
     CloseIdle,
     AppGone,
     ReopenLog,
+    /// Read the configuration file again.
+    Reload,
     SignalChild(Signal),
     Say(String),
 }
@@ -185,9 +187,8 @@ impl Machine {
             Signal::TERM | Signal::INT => self.stop(signals::name(signal), counts, now, todo),
             Signal::HUP if self.plan.terminal => self.stop("HUP", counts, now, todo),
             Signal::QUIT => self.stop_fast(counts, now, todo),
-            Signal::HUP if !self.plan.child => {
-                todo.push(Action::Say("HUP ignored: there is no command to pass it to".into()));
-            }
+            // The app reads its own configuration again: it gets the signal too.
+            Signal::HUP => todo.push(Action::Reload),
             Signal::USR1 => todo.push(Action::ReopenLog),
             _ => {}
         }

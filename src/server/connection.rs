@@ -12,7 +12,7 @@ use std::task::Poll;
 use socket2::Socket;
 
 use super::Loop;
-use crate::config::{Config, Peer};
+use crate::config::Peer;
 use crate::error::Reason;
 use crate::exchange::{self, Next};
 use crate::metrics::METRICS;
@@ -38,10 +38,6 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn config(&self) -> &Config {
-        &self.lp.shared.config
-    }
-
     /// The process is stopping: this connection ends with the response that it is at.
     pub(crate) fn closing(&self) -> bool {
         self.lp.shared.closing() || self.refused.is_some()
@@ -49,7 +45,7 @@ impl Conn {
 
     /// Writes a short message, inside `send-timeout`. Err is why it could not be written.
     pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> Result<(), Reason> {
-        self.timer.set(self.config().send_timeout);
+        self.timer.set(self.lp.settings().config.send_timeout);
         while !bytes.is_empty() {
             let n = poll_fn(|cx| match self.stream.poll_write(cx, &[IoSlice::new(bytes)]) {
                 Poll::Ready(Ok(n)) => Poll::Ready(Ok(n)),
@@ -86,7 +82,7 @@ pub(crate) fn spawn(lp: &Rc<Loop>, socket: Socket, peer: Peer) {
     let before = lp.shared.connections.fetch_add(1, Relaxed);
     lp.connections.fetch_add(1, Relaxed);
     METRICS.connections.add(1);
-    let full = before >= lp.shared.config.max_connections;
+    let full = before >= lp.settings().config.max_connections;
     let conn = Conn {
         stream,
         timer: Timer::new(&lp.timers),
@@ -141,11 +137,7 @@ async fn serve(c: &Conn) {
 
 /// Waits for the first bytes of a request, holding no buffer meanwhile. None: the end.
 async fn idle(c: &Conn) -> Option<Filled> {
-    let patience = match c.requests.get() {
-        0 => c.config().header_timeout.max(c.config().client_keepalive),
-        _ => c.config().client_keepalive,
-    };
-    c.timer.set(patience);
+    c.timer.set(c.lp.settings().config.client_keepalive);
     let first = poll_fn(|cx| {
         let mut buf = Scratch::take();
         match c.stream.poll_read(cx, &mut buf) {
@@ -174,7 +166,7 @@ async fn idle(c: &Conn) -> Option<Filled> {
 /// bytes that still came.
 async fn linger(c: &Conn) -> usize {
     c.stream.shutdown(Shutdown::Write);
-    c.timer.set(c.config().linger_timeout);
+    c.timer.set(c.lp.settings().config.linger_timeout);
     let mut read = 0;
     poll_fn(|cx| {
         let mut buf = Scratch::take();

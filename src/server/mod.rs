@@ -7,9 +7,13 @@
 
 pub(crate) mod connection;
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,12 +56,39 @@ enum Phase {
     Aborted,
 }
 
-/// What the event loops share.
-pub(crate) struct Shared {
+/// What a reload swaps. An exchange keeps the settings that it began with.
+pub(crate) struct Settings {
     pub(crate) config: Arc<Config>,
     pub(crate) format: Format,
     skip: Skip,
     log: LogWriter,
+}
+
+impl Settings {
+    /// `running`: a log that goes on where its destination is the same.
+    fn new(config: Arc<Config>, running: Option<&Settings>) -> io::Result<Arc<Settings>> {
+        let same = running.filter(|s| s.config.access_log == config.access_log);
+        let log = match same {
+            Some(settings) => settings.log.clone(),
+            None => LogWriter::open(&config.access_log, config.log_backlog)?,
+        };
+        let options = FormatOptions {
+            name: &config.log_name,
+            time: config.log_time,
+            query: config.log_query,
+            upstream: &config.upstream,
+        };
+        let format = Format::parse(&config.log_format, options).map_err(io::Error::other)?;
+        Ok(Arc::new(Settings { format, skip: Skip::new(&config.log_skip), log, config }))
+    }
+}
+
+/// What the event loops share.
+pub(crate) struct Shared {
+    /// As of the last reload; the loops have copies (`Loop::settings`).
+    settings: Mutex<Arc<Settings>>,
+    /// Counts reloads, so that the loops know when to copy.
+    reloads: AtomicUsize,
     pub(crate) budget: Arc<Budget>,
     pub(crate) upstreams: Arc<Upstreams>,
     phase: AtomicU8,
@@ -80,6 +111,10 @@ pub(crate) struct Shared {
 impl Shared {
     fn phase(&self) -> u8 {
         self.phase.load(Relaxed)
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Connections end with the response that they are at.
@@ -119,16 +154,14 @@ impl Shared {
     }
 
     /// An exchange has ended: counts it and writes its line.
-    pub(crate) fn ended(&self, record: &Record) {
+    pub(crate) fn ended(&self, settings: &Settings, record: &Record) {
         METRICS.ended(record.end, record.status);
         METRICS.retries.add(u64::from(record.retry));
         if self.closing() && record.end == Reason::Ok {
             let total = if self.app_is_gone() { &self.delivered } else { &self.finished };
             total.fetch_add(1, Relaxed);
         }
-        if !self.log.is_off() {
-            record.emit(&self.format, &self.skip, &self.log);
-        }
+        record.emit(&settings.format, &settings.skip, &settings.log);
     }
 
     pub(crate) fn count_refused(&self, reason: Reason) {
@@ -143,7 +176,7 @@ impl Shared {
     }
 
     /// An upstream could not be reached: says so, not for every request.
-    pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, error: &io::Error) {
+    pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, tried: Duration, error: &io::Error) {
         self.reachable.store(false, Relaxed);
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let last = self.said.load(Relaxed);
@@ -151,8 +184,7 @@ impl Shared {
         let due = last == 0 || now.saturating_sub(last) >= again;
         if due && self.said.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok() {
             tracing::warn!(
-                "upstream {addr} cannot be reached within connect-retry {:?}: {error}",
-                self.config.connect_retry
+                "upstream {addr} cannot be reached within connect-retry {tried:?}: {error}"
             );
         }
     }
@@ -162,8 +194,22 @@ impl Shared {
 pub(crate) struct Loop {
     pub(crate) shared: Arc<Shared>,
     pub(crate) timers: Rc<Timers>,
+    /// The settings of `reloads` reloads.
+    settings: RefCell<Arc<Settings>>,
+    reloads: Cell<usize>,
     /// Connections of this loop, read by the loop that accepts.
     connections: Arc<AtomicUsize>,
+}
+
+impl Loop {
+    /// The settings for what begins now.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        let reloads = self.shared.reloads.load(Acquire);
+        if self.reloads.replace(reloads) != reloads {
+            self.settings.replace(self.shared.settings());
+        }
+        self.settings.borrow().clone()
+    }
 }
 
 /// One exchange in one of the counts, for as long as it lives.
@@ -369,14 +415,37 @@ impl Server {
         });
     }
 
+    /// Takes a new configuration: what begins from now on goes by it, what is under way ends as it
+    /// began. Gives a sentence that says so, with the options that only a restart can change.
+    ///
+    /// # Errors
+    /// The log cannot be opened; nothing is changed.
+    pub fn reload(&self, config: Arc<Config>) -> io::Result<String> {
+        let before = self.shared.settings();
+        let fixed = config.fixed_since(&before.config);
+        let settings = Settings::new(config, Some(&before))?;
+        let file = settings.config.config_file.as_ref();
+        let mut report = match file {
+            Some(file) => format!("read {} again", file.display()),
+            None => "there is no configuration file to read again".to_owned(),
+        };
+        if !fixed.is_empty() {
+            report += &format!("; needs a restart: {}", fixed.join(", "));
+        }
+        self.shared.upstreams.reconfigure(&settings.config);
+        *self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        self.shared.reloads.fetch_add(1, Release);
+        Ok(report)
+    }
+
     /// Flushes the access log and joins its writer, at most `limit`.
     pub fn close_log(&self, limit: Duration) {
-        self.shared.log.close(limit);
+        self.shared.settings().log.close(limit);
     }
 
     /// Opens the log file again (USR1).
     pub fn reopen_log(&self) {
-        self.shared.log.reopen();
+        self.shared.settings().log.reopen();
     }
 
     pub fn counts(&self) -> Counts {
@@ -414,19 +483,9 @@ impl Server {
 }
 
 fn shared(config: &Arc<Config>) -> io::Result<Shared> {
-    let log = LogWriter::open(&config.access_log, config.log_backlog)?;
-    let options = FormatOptions {
-        name: &config.log_name,
-        time: config.log_time,
-        query: config.log_query,
-        upstream: &config.upstream,
-    };
-    let format = Format::parse(&config.log_format, options).map_err(io::Error::other)?;
     Ok(Shared {
-        config: config.clone(),
-        format,
-        skip: Skip::new(&config.log_skip),
-        log,
+        settings: Mutex::new(Settings::new(config.clone(), None)?),
+        reloads: AtomicUsize::new(0),
         budget: Budget::new(config.memory, config.spool_max, config.spool_dir.clone()),
         upstreams: Upstreams::new(config),
         phase: AtomicU8::new(Phase::Bound as u8),
@@ -483,7 +542,14 @@ fn start_loop(
     connections: Arc<AtomicUsize>,
     mut phase: watch::Receiver<Phase>,
 ) -> Rc<Loop> {
-    let lp = Rc::new(Loop { shared, timers: Timers::new(), connections });
+    let (reloads, settings) = (shared.reloads.load(Acquire), shared.settings());
+    let lp = Rc::new(Loop {
+        shared,
+        timers: Timers::new(),
+        settings: RefCell::new(settings),
+        reloads: Cell::new(reloads),
+        connections,
+    });
     let timers = lp.timers.clone();
     tokio::task::spawn_local(async move { timers.run().await });
     let timers = lp.timers.clone();
@@ -492,15 +558,14 @@ fn start_loop(
             timers.wake_all();
         }
     });
-    if let Some(limit) = lp.shared.config.upstream_keepalive {
-        let shared = lp.shared.clone();
-        tokio::task::spawn_local(async move {
-            loop {
-                tokio::time::sleep(KEPT_SWEEP).await;
-                shared.upstreams.close_stale(limit);
-            }
-        });
-    }
+    let sweeper = lp.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(KEPT_SWEEP).await;
+            let limit = sweeper.settings().config.upstream_keepalive;
+            sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
+        }
+    });
     lp
 }
 
@@ -511,7 +576,6 @@ async fn accept(
     inner: Arc<Inner>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let max = lp.shared.config.max_connections;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -527,7 +591,10 @@ async fn accept(
             }
         }
         // Far beyond the limit nobody is even told so: the kernel's backlog holds them.
-        while lp.shared.connections.load(Relaxed) > max + REFUSED_AT_ONCE && !lp.shared.closing() {
+        while lp.shared.connections.load(Relaxed)
+            > lp.settings().config.max_connections + REFUSED_AT_ONCE
+            && !lp.shared.closing()
+        {
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }

@@ -56,6 +56,8 @@ pub(crate) struct Attempt {
     holding: bool,
     /// A part of the response head.
     partial: Vec<u8>,
+    /// What came behind a 1xx in one read with it.
+    behind: Option<Filled>,
     informational: u32,
     /// Bytes of the response so far.
     pub(crate) received: u64,
@@ -93,6 +95,7 @@ impl Attempt {
             done: sent == total,
             holding: unix && sent > 0 && sent < total,
             partial: Vec::new(),
+            behind: None,
             informational: 0,
             received: 0,
         })
@@ -174,14 +177,10 @@ impl Attempt {
         response: &mut ResponseHead,
         method: &[u8],
     ) -> Poll<Result<Event, Failure>> {
-        // A 1xx may have come in one read with what follows it.
-        if !self.partial.is_empty() && self.informational > 0 {
-            let mut buf = Scratch::take();
-            let held = std::mem::take(&mut self.partial);
-            buf[..held.len()].copy_from_slice(&held);
-            if let Some(event) = self.parse(buf, held.len(), response, method)? {
-                return Poll::Ready(Ok(event));
-            }
+        if let Some(behind) = self.behind.take()
+            && let Some(event) = self.parse(behind, response, method)?
+        {
+            return Poll::Ready(Ok(event));
         }
         loop {
             let mut buf = Scratch::take();
@@ -191,7 +190,7 @@ impl Attempt {
                 Err(e) => return Poll::Ready(Err(self.verdict(&e))),
             };
             self.received += n as u64;
-            if let Some(event) = self.parse(buf, n, response, method)? {
+            if let Some(event) = self.parse(Filled::new(buf, 0, n), response, method)? {
                 return Poll::Ready(Ok(event));
             }
         }
@@ -210,35 +209,33 @@ impl Attempt {
         }
     }
 
-    /// Looks for a head in what was held back and `n` new bytes of `buf`.
+    /// Looks for a head in the part that came before and what has come now.
     fn parse(
         &mut self,
-        buf: Scratch,
-        n: usize,
+        mut came: Filled,
         response: &mut ResponseHead,
         method: &[u8],
     ) -> Result<Option<Event>, Failure> {
-        response.clear();
-        if self.partial.is_empty() {
-            return match response.parse(&buf[..n], method, &RESPONSE_LIMITS) {
-                Ok(Some(used)) => self.found(Filled::new(buf, used, n), response).map(Some),
-                Ok(None) => {
-                    self.partial.extend_from_slice(&buf[..n]);
-                    Ok(None)
-                }
-                Err(violation) => Err(Failure::Invalid(violation)),
-            };
-        }
         let before = self.partial.len();
-        self.partial.extend_from_slice(&buf[..n]);
-        match response.parse(&self.partial, method, &RESPONSE_LIMITS) {
+        let parsed = if before == 0 {
+            response.parse(came.bytes(), method, &RESPONSE_LIMITS)
+        } else {
+            self.partial.extend_from_slice(came.bytes());
+            response.parse(&self.partial, method, &RESPONSE_LIMITS)
+        };
+        match parsed {
             Ok(Some(used)) => {
                 self.partial.clear();
-                // The head ends in the new bytes, or it would have been found before.
-                let start = used.saturating_sub(before).min(n);
-                self.found(Filled::new(buf, start, n), response).map(Some)
+                // The head ends in what has come now, or it would have been found before.
+                came.skip(used.saturating_sub(before));
+                self.found(came, response).map(Some)
             }
-            Ok(None) => Ok(None),
+            Ok(None) => {
+                if before == 0 {
+                    self.partial.extend_from_slice(came.bytes());
+                }
+                Ok(None)
+            }
             Err(violation) => Err(Failure::Invalid(violation)),
         }
     }
@@ -255,7 +252,7 @@ impl Attempt {
                 rule: "a 101 that nobody asked for, or a flood of 1xx (RFC 9110, 15.2)",
             }));
         }
-        self.partial.extend_from_slice(rest.bytes());
+        self.behind = Some(rest).filter(|rest| !rest.bytes().is_empty());
         Ok(Event::Informational)
     }
 }

@@ -22,39 +22,69 @@ pub(crate) use connect::{Connected, connect};
 /// nanoseconds and never across an await (invariant 9).
 #[derive(Debug)]
 pub(crate) struct Upstreams {
-    addrs: Vec<UpstreamAddr>,
-    /// Concurrency is off: slots only bound the number, they say nothing of the app.
-    pub(crate) unbounded: bool,
-    queue: Mutex<Queue<Waker>>,
+    state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
     kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
 }
 
+#[derive(Debug)]
+struct State {
+    queue: Queue<Waker>,
+    /// By the index of the queue. One that was taken out by a reload stays, without slots.
+    addrs: Vec<Arc<UpstreamAddr>>,
+    /// Concurrency is off: slots only bound the number, they say nothing of the app.
+    unbounded: bool,
+}
+
 impl Upstreams {
     pub(crate) fn new(config: &Config) -> Arc<Upstreams> {
-        let (slots, unbounded) = match config.concurrency {
+        let upstreams = Upstreams {
+            state: Mutex::new(State {
+                queue: Queue::new(Vec::new(), 0),
+                addrs: Vec::new(),
+                unbounded: false,
+            }),
+            kept: Mutex::default(),
+        };
+        upstreams.reconfigure(config);
+        Arc::new(upstreams)
+    }
+
+    /// Takes addresses, slots and the queue's length from a configuration. What is under way ends
+    /// where it is.
+    pub(crate) fn reconfigure(&self, config: &Config) {
+        let (each, unbounded) = match config.concurrency {
             Concurrency::Slots(n) => (n, false),
             Concurrency::Off => (config.max_connections, true),
         };
-        Arc::new(Upstreams {
-            addrs: config.upstream.clone(),
-            unbounded,
-            queue: Mutex::new(Queue::new(config.upstream.len(), slots, config.queue)),
-            kept: Mutex::default(),
-        })
-    }
-
-    pub(crate) fn addr(&self, index: Index) -> &UpstreamAddr {
-        &self.addrs[usize::from(index)]
+        let mut state = self.lock();
+        for addr in &config.upstream {
+            if !state.addrs.iter().any(|known| **known == *addr) {
+                state.addrs.push(Arc::new(addr.clone()));
+            }
+        }
+        let slots = |addr: &Arc<UpstreamAddr>| {
+            if config.upstream.contains(addr) { each } else { 0 }
+        };
+        let slots = state.addrs.iter().map(slots).collect();
+        state.unbounded = unbounded;
+        let wakers = state.queue.configure(slots, config.queue);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn only_one(&self) -> bool {
-        self.addrs.len() == 1
+        self.lock().addrs.len() == 1
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue<Waker>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere must not end the queue: its operations are whole or not at all.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(self: &Arc<Self>, state: &State, index: Index) -> Slot {
+        let addr = state.addrs[usize::from(index)].clone();
+        Slot { upstreams: self.clone(), index, addr }
     }
 
     /// Asks for a slot. The place in the line, or the slot, is given up when the value is dropped.
@@ -63,8 +93,9 @@ impl Upstreams {
         avoid: Option<Index>,
         cx: &Context<'_>,
     ) -> Result<Place, QueueFull> {
-        match self.lock().enter(avoid, || cx.waker().clone()) {
-            Entered::Slot(index) => Ok(Place::Slot(Some(Slot { upstreams: self.clone(), index }))),
+        let mut state = self.lock();
+        match state.queue.enter(avoid, || cx.waker().clone()) {
+            Entered::Slot(index) => Ok(Place::Slot(Some(self.slot(&state, index)))),
             Entered::Waiting(ticket) => {
                 Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
             }
@@ -74,19 +105,19 @@ impl Upstreams {
 
     /// Wakes everyone in the line: the app will not come back, or it is time to end.
     pub(crate) fn wake_line(&self) {
-        let wakers: Vec<Waker> = self.lock().waiters().cloned().collect();
+        let wakers: Vec<Waker> = self.lock().queue.waiters().cloned().collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Address, requests in flight and slots of each upstream, for `/status`.
     pub(crate) fn status(&self) -> Vec<(String, usize, Option<usize>)> {
-        let queue = self.lock();
-        let slots = (!self.unbounded).then(|| queue.slots());
-        self.addrs
-            .iter()
-            .enumerate()
-            .map(|(i, addr)| (addr.to_string(), queue.in_flight(i as Index), slots))
-            .collect()
+        let state = self.lock();
+        let one = |(i, addr): (usize, &Arc<UpstreamAddr>)| {
+            let index = i as Index;
+            let slots = (!state.unbounded).then(|| state.queue.slots(index));
+            (addr.to_string(), state.queue.in_flight(index), slots)
+        };
+        state.addrs.iter().enumerate().map(one).collect()
     }
 
     fn lock_kept(&self) -> MutexGuard<'_, HashMap<Index, Vec<(Stream, Instant)>>> {
@@ -131,12 +162,12 @@ pub(crate) struct Waiting {
 impl Waiting {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Slot> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
-        let mut queue = self.upstreams.lock();
-        if let Some(index) = queue.pick_up(ticket) {
+        let mut state = self.upstreams.lock();
+        if let Some(index) = state.queue.pick_up(ticket) {
             self.ticket = None;
-            return Poll::Ready(Slot { upstreams: self.upstreams.clone(), index });
+            return Poll::Ready(self.upstreams.slot(&state, index));
         }
-        if let Some(waker) = queue.waiter_mut(ticket) {
+        if let Some(waker) = state.queue.waiter_mut(ticket) {
             waker.clone_from(cx.waker());
         }
         Poll::Pending
@@ -146,7 +177,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let next = self.upstreams.lock().leave(ticket);
+            let next = self.upstreams.lock().queue.leave(ticket);
             next.into_iter().for_each(Waker::wake);
         }
     }
@@ -158,6 +189,7 @@ impl Drop for Waiting {
 pub(crate) struct Slot {
     upstreams: Arc<Upstreams>,
     index: Index,
+    addr: Arc<UpstreamAddr>,
 }
 
 impl Slot {
@@ -166,7 +198,7 @@ impl Slot {
     }
 
     pub(crate) fn addr(&self) -> &UpstreamAddr {
-        self.upstreams.addr(self.index)
+        &self.addr
     }
 
     /// A connection that was kept in a slot of this upstream and is neither closed nor stale.
@@ -188,7 +220,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let next = self.upstreams.lock().release(self.index);
+        let next = self.upstreams.lock().queue.release(self.index);
         if let Some(waker) = next {
             waker.wake();
         }

@@ -25,8 +25,8 @@ pub(crate) enum Entered {
 /// The slots of all upstreams and one line in front of them. `W` is what a waiter is woken by.
 #[derive(Debug)]
 pub(crate) struct Queue<W> {
-    /// Slots of each upstream.
-    slots: usize,
+    /// Slots of each upstream; 0: nothing goes there any more.
+    slots: Vec<usize>,
     /// Requests at each upstream.
     in_flight: Vec<usize>,
     max_waiting: usize,
@@ -38,10 +38,11 @@ pub(crate) struct Queue<W> {
 }
 
 impl<W> Queue<W> {
-    pub(crate) fn new(upstreams: usize, slots: usize, max_waiting: usize) -> Queue<W> {
+    /// `slots`: of each upstream.
+    pub(crate) fn new(slots: Vec<usize>, max_waiting: usize) -> Queue<W> {
         Queue {
+            in_flight: vec![0; slots.len()],
             slots,
-            in_flight: vec![0; upstreams],
             max_waiting,
             next: 0,
             line: BTreeMap::new(),
@@ -69,12 +70,12 @@ impl<W> Queue<W> {
     /// The upstream with the fewest requests that has a free slot; chance breaks a tie.
     fn free(&self, avoid: Option<Index>) -> Option<Index> {
         if let [only] = self.in_flight[..] {
-            return (only < self.slots).then_some(0);
+            return (only < self.slots[0]).then_some(0);
         }
         let mut best: Option<(bool, usize, u32, Index)> = None;
         for (i, &busy) in self.in_flight.iter().enumerate() {
             let index = i as Index;
-            if busy < self.slots {
+            if busy < self.slots[i] {
                 let key = (avoid == Some(index), busy, fastrand::u32(..), index);
                 best = Some(best.map_or(key, |b| b.min(key)));
             }
@@ -86,16 +87,31 @@ impl<W> Queue<W> {
     /// caller wakes it.
     #[must_use]
     pub(crate) fn release(&mut self, index: Index) -> Option<W> {
-        match self.line.pop_first() {
-            Some((ticket, waiter)) => {
-                self.granted.insert(ticket, index);
-                Some(waiter)
-            }
-            None => {
-                self.in_flight[usize::from(index)] -= 1;
-                None
-            }
+        self.in_flight[usize::from(index)] -= 1;
+        self.grant()
+    }
+
+    /// Hands a free slot to the one that has waited longest.
+    fn grant(&mut self) -> Option<W> {
+        if self.line.is_empty() {
+            return None;
         }
+        let index = self.free(None)?;
+        let (ticket, waiter) = self.line.pop_first()?;
+        self.in_flight[usize::from(index)] += 1;
+        self.granted.insert(ticket, index);
+        Some(waiter)
+    }
+
+    /// Other slots and another length from now on. An upstream keeps its index; what is at it ends
+    /// there. The caller wakes those who have a slot now.
+    #[must_use]
+    pub(crate) fn configure(&mut self, slots: Vec<usize>, max_waiting: usize) -> Vec<W> {
+        self.in_flight.resize(slots.len().max(self.in_flight.len()), 0);
+        self.slots = slots;
+        self.slots.resize(self.in_flight.len(), 0);
+        self.max_waiting = max_waiting;
+        std::iter::from_fn(|| self.grant()).collect()
     }
 
     /// The slot that was handed to this ticket, if its turn has come.
@@ -130,8 +146,9 @@ impl<W> Queue<W> {
         self.in_flight[usize::from(index)]
     }
 
-    pub(crate) fn slots(&self) -> usize {
-        self.slots
+    /// Slots of one upstream.
+    pub(crate) fn slots(&self, index: Index) -> usize {
+        self.slots[usize::from(index)]
     }
 }
 
@@ -140,7 +157,7 @@ mod tests {
     use super::*;
 
     fn queue(upstreams: usize, slots: usize, waiting: usize) -> Queue<u32> {
-        Queue::new(upstreams, slots, waiting)
+        Queue::new(vec![slots; upstreams], waiting)
     }
 
     #[test]
@@ -194,6 +211,30 @@ mod tests {
         let mut q = queue(2, 1, 8);
         assert_eq!(q.enter(Some(0), || 0), Entered::Slot(1));
         assert_eq!(q.enter(Some(0), || 0), Entered::Slot(0));
+    }
+
+    #[test]
+    fn more_slots_are_handed_out_and_fewer_are_waited_for() {
+        let mut q = queue(1, 1, 8);
+        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
+        let Entered::Waiting(first) = q.enter(None, || 1) else { panic!() };
+        let Entered::Waiting(second) = q.enter(None, || 2) else { panic!() };
+        assert_eq!(q.configure(vec![2], 8), [1]);
+        assert_eq!(q.pick_up(first), Some(0));
+        assert_eq!(q.configure(vec![1], 8), [0; 0]);
+        assert_eq!(q.release(0), None, "two were in flight, one may be");
+        assert_eq!(q.release(0), Some(2));
+        assert_eq!(q.pick_up(second), Some(0));
+    }
+
+    #[test]
+    fn an_upstream_that_was_taken_out_gets_nothing_more() {
+        let mut q = queue(1, 1, 8);
+        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
+        assert!(matches!(q.enter(None, || 1), Entered::Waiting(_)));
+        assert_eq!(q.configure(vec![0, 1], 8), [1]);
+        assert_eq!(q.release(0), None);
+        assert_eq!((q.in_flight(0), q.in_flight(1)), (0, 1));
     }
 
     /// Any interleaving: never more in flight than slots, nobody is forgotten, no slot leaks.

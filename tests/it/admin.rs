@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::{App, Client, Message, Proxy};
+use crate::support::{App, Client, Message, Proxy, bufproxy};
 
 /// A proxy with its admin listener on a Unix socket, and that socket's path.
 fn with_admin(app: &App, options: &[&str]) -> (Proxy, PathBuf, tempfile::TempDir) {
@@ -82,6 +82,23 @@ fn readiness_comes_from_attempts_and_not_from_connects() {
     client.get("/");
     assert_eq!(client.response().status(), 503);
     assert_eq!(ask(&path, "/readyz").status(), 503);
+}
+
+#[test]
+fn healthcheck_tells_by_its_exit_code() {
+    let app = App::unix();
+    let (proxy, path, dir) = with_admin(&app, &[]);
+    let healthcheck = || {
+        let mut command = bufproxy(dir.path());
+        command.args(["healthcheck", "--admin"]).arg(format!("unix:{}", path.display()));
+        command.output().unwrap()
+    };
+    let healthy = healthcheck();
+    assert_eq!(healthy.status.code(), Some(0), "{healthy:?}");
+    assert_eq!(proxy.stop().code, 0);
+    let gone = healthcheck();
+    assert_eq!(gone.status.code(), Some(1), "{gone:?}");
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("admin.sock"), "{gone:?}");
 }
 
 #[test]

@@ -165,6 +165,26 @@ fn memory_budget_holds_back_nobody() {
 }
 
 #[test]
+fn two_hundred_megabytes_of_responses_stay_within_the_memory_budget() {
+    let body = pattern(4 * 1024 * 1024);
+    let app = App::answering(ok(&body));
+    let proxy = Proxy::start(&app, &["--memory", "8m"]);
+    let mut clients: Vec<_> = (0..50).map(|_| proxy.connect_slow()).collect();
+    for client in &mut clients {
+        client.get("/4mb");
+    }
+    // The app is rid of all of them while nobody reads.
+    for _ in 0..50 {
+        app.wait_served();
+    }
+    let most: u64 = proxy.status_field("VmHWM").parse().unwrap();
+    assert!(most < 48 * 1024, "{most} KiB at most");
+    let threads: u64 = proxy.status_field("Threads").parse().unwrap();
+    assert!(threads <= 8, "{threads} threads");
+    assert!(clients[49].response().body == body, "the body was changed on the way");
+}
+
+#[test]
 fn slow_reader_does_not_hold_a_worker() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &["--concurrency", "1"]);

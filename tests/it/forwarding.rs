@@ -376,3 +376,22 @@ fn every_response_of_the_app_is_the_same_over_ipv6() {
     // An IPv4-mapped peer is shown as what it is.
     assert_eq!(dual.nth_record(2, "GET / ").get("remote_addr"), "127.0.0.1");
 }
+
+#[test]
+fn large_head_behind_an_early_hint_is_passed() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/hinted");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 103 Early Hints\r\n\r\n");
+    assert_eq!(client.head().status(), 103);
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n");
+    for i in 0..10 {
+        worker.send(format!("X-{i}: {}\r\n", "x".repeat(10_000)));
+        proxy.settle();
+    }
+    worker.send("\r\n");
+    let response = client.response();
+    assert_eq!((response.status(), response.get("x-9").map(str::len)), (200, Some(10_000)));
+}

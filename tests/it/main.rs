@@ -26,14 +26,20 @@ mod forwarding;
 mod framing;
 // The real one, wrapped.
 mod gunicorn;
+// Fewer bytes for those who ask.
+mod gzip;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
 mod lifecycle;
 // Everything has one.
 mod limits;
+// What brings it onto a machine.
+mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
+// HUP loses nothing.
+mod reload;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.

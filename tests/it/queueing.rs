@@ -7,13 +7,23 @@ use crate::support::{App, Client, Proxy, ok};
 
 #[test]
 fn never_more_upstream_connections_than_slots() {
+    slots_are_never_exceeded(&["--concurrency", "3"]);
+}
+
+#[test]
+fn event_loops_share_the_slots() {
+    slots_are_never_exceeded(&["--concurrency", "3", "--threads", "3"]);
+}
+
+#[track_caller]
+fn slots_are_never_exceeded(options: &[&str]) {
     let app = App::unix();
     app.serve(|conn, request| {
         // A worker takes its time, so that the others would come in.
         thread::sleep(Duration::from_millis(5));
         conn.send(ok(request.target()));
     });
-    let proxy = Proxy::start(&app, &["--concurrency", "3"]);
+    let proxy = Proxy::start(&app, options);
     thread::scope(|scope| {
         for i in 0..20 {
             let addr = proxy.addr;

@@ -192,6 +192,30 @@ fn refusing_socket_is_waited_for() {
 }
 
 #[test]
+fn refusing_port_is_waited_for() {
+    let (address, listen) = App::tcp_later();
+    let proxy = Proxy::start_at(&address, &[]);
+    let mut client = proxy.connect();
+    client.send(POST);
+    proxy.settle();
+    client.assert_silent();
+    listen().request().0.reply("here now");
+    assert_eq!(client.response().text(), "here now");
+}
+
+#[test]
+fn post_over_tcp_is_never_sent_again() {
+    // A reset over TCP does not tell what was read before it.
+    let app = App::tcp();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send(POST);
+    app.accept().close_unread();
+    assert_eq!(client.response().status(), 502);
+    app.assert_no_connection();
+}
+
+#[test]
 fn full_backlog_is_waited_out() {
     let (app, waiting) = App::with_full_backlog();
     let proxy = Proxy::start(&app, &[]);

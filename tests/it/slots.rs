@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 
+use rustix::process::Signal;
+
 use crate::support::{App, Client, Proxy, ok, pattern};
 
 /// One slot, and a second request behind it that shows when the slot is free.
@@ -134,4 +136,25 @@ fn slow_clients_beyond_the_slots_are_all_served() {
         assert!(client.response().body == body);
     }
     assert!(app.most_at_once() <= 2);
+}
+
+#[test]
+fn client_that_left_at_an_early_hint_does_not_free_the_slot() {
+    let (app, proxy) = one_slot();
+    let mut client = proxy.connect();
+    client.get("/hinted");
+    let (mut worker, _) = app.request();
+    // Both are there when the proxy looks again: the hint cannot be passed on.
+    proxy.signal(Signal::STOP);
+    client.reset();
+    worker.send("HTTP/1.1 103 Early Hints\r\n\r\n");
+    proxy.signal(Signal::CONT);
+    assert_eq!(proxy.record("/hinted").get("end"), "client_gone");
+
+    let mut next = next_in_line(&proxy);
+    app.assert_no_connection();
+    worker.assert_open();
+    worker.reply("");
+    app.request().0.reply("");
+    assert_eq!(next.response().status(), 200);
 }

@@ -124,3 +124,42 @@ fn connection_without_a_byte_leaves_no_record() {
     assert_eq!(client.rest(), b"");
     assert_eq!(proxy.stop().stdout, [""; 0]);
 }
+
+#[test]
+fn early_hint_does_not_stop_the_apps_clock() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--app-timeout", "300ms"]);
+    let mut client = proxy.connect();
+    client.get("/hinted");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
+    assert_eq!(client.head().status(), 103);
+    assert_eq!(client.response().status(), 504);
+    assert_eq!(proxy.record("/hinted").get("end"), "app_timeout");
+}
+
+#[test]
+fn client_that_does_not_read_is_not_answered_in_vain() {
+    let app = App::unix();
+    let format = "$request status_code=$status sent=$bytes_sent end=$end";
+    let proxy = Proxy::start(&app, &["--send-timeout", "200ms", "--log-format", format]);
+    // A first response as long as what the kernel takes leaves no room for a byte of the second.
+    // How long that is, the second tells: by what was sent of it.
+    let mut length = 64 * 1024;
+    for i in 0..20 {
+        let mut client = proxy.connect_slow();
+        client.get(&format!("/{i}/first"));
+        app.request().0.reply(pattern(length));
+        assert_eq!(proxy.record(&format!("/{i}/first")).get("end"), "ok");
+        client.get(&format!("/{i}/second"));
+        app.request().0.reply(pattern(500_000));
+        let second = proxy.record(&format!("/{i}/second"));
+        assert_eq!(second.get("end"), "send_timeout");
+        match second.get("sent").parse::<usize>().unwrap() {
+            // To the log it is as if its client had left.
+            0 => return assert_eq!(second.get("status_code"), "499"),
+            sent => length += sent,
+        }
+    }
+    panic!("the kernel always takes more");
+}

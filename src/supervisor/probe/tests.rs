@@ -20,8 +20,11 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Runs a test; one that hangs fails.
 fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let test = async { tokio::time::timeout(Duration::from_secs(10), test).await };
+    runtime.block_on(test).expect("it ends")
 }
 
 /// Answers each connection with the next of `answers`; gives the requests. The end of the list
@@ -136,9 +139,10 @@ fn what_is_missing_is_named() {
 
         std::fs::remove_file(&socket).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
-        let (said, _) = tokio::join!(missing(&config), async {
-            tokio::time::timeout(SHORT, app(listener, &[""; 100])).await
-        });
+        let said = tokio::select! {
+            said = missing(&config) => said,
+            _ = app(listener, &[""; 100]) => unreachable!("more answers than probes"),
+        };
         assert_eq!(
             said,
             format!(
@@ -150,9 +154,10 @@ fn what_is_missing_is_named() {
         std::fs::remove_file(&socket).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         let config = Config { ready_path_set: true, ready_path: "/up".into(), ..config };
-        let (said, _) = tokio::join!(missing(&config), async {
-            tokio::time::timeout(SHORT, app(listener, &["HTTP/1.1 404 No\r\n\r\n"; 100])).await
-        });
+        let said = tokio::select! {
+            said = missing(&config) => said,
+            _ = app(listener, &["HTTP/1.1 404 No\r\n\r\n"; 100]) => unreachable!("more answers than probes"),
+        };
         assert_eq!(
             said,
             format!(

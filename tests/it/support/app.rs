@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ pub(crate) struct App {
     /// As `--upstream` takes it.
     address: String,
     counts: Arc<Counts>,
+    /// One message for each connection that `serve` has done with.
+    served: Receiver<()>,
+    serving: Sender<()>,
     _dir: TempDir,
 }
 
@@ -63,16 +67,28 @@ impl App {
     }
 
     pub(crate) fn tcp() -> App {
+        let (_, late) = App::tcp_later();
+        late()
+    }
+
+    /// An address that refuses connections until the second value is called.
+    pub(crate) fn tcp_later() -> (String, impl FnOnce() -> App) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap().to_string();
-        App::listening(listener, 1024, address, tempfile::tempdir().unwrap())
+        let late = {
+            let address = address.clone();
+            || App::listening(listener, 1024, address, tempfile::tempdir().unwrap())
+        };
+        (address, late)
     }
 
     fn listening(listener: Socket, backlog: i32, address: String, dir: TempDir) -> App {
         listener.listen(backlog).unwrap();
         listener.set_read_timeout(Some(GUARD)).unwrap();
-        App { listener: Arc::new(listener), address, counts: Arc::default(), _dir: dir }
+        let (serving, served) = channel();
+        let listener = Arc::new(listener);
+        App { listener, address, counts: Arc::default(), served, serving, _dir: dir }
     }
 
     /// An app that answers every request with the same bytes and closes, as a sync worker does.
@@ -119,22 +135,30 @@ impl App {
 
     /// Serves every connection in a thread of its own: reads one request, calls `reply`, closes.
     pub(crate) fn serve(&self, reply: impl Fn(&mut AppConn, Message) + Send + Sync + 'static) {
-        let (listener, counts, reply) =
-            (self.listener.clone(), self.counts.clone(), Arc::new(reply));
+        let (listener, counts) = (self.listener.clone(), self.counts.clone());
+        let (reply, served) = (Arc::new(reply), self.serving.clone());
         listener.set_read_timeout(None).unwrap();
         thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
                 let mut conn = AppConn::new(socket, counts.clone());
-                let reply = reply.clone();
+                let (reply, served) = (reply.clone(), served.clone());
                 thread::spawn(move || {
                     if let Some(request) = conn.try_request() {
                         let target = request.target().to_string();
                         conn.counts.targets.lock().unwrap().push_back(target);
                         reply(&mut conn, request);
                     }
+                    drop(conn);
+                    let _ = served.send(());
                 });
             }
         });
+    }
+
+    /// Waits until `serve` has done with one more connection: its response was taken.
+    #[track_caller]
+    pub(crate) fn wait_served(&self) {
+        self.served.recv_timeout(GUARD).expect("the app is rid of a response");
     }
 
     /// Connections accepted so far.

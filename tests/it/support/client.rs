@@ -155,6 +155,19 @@ impl Client {
         out
     }
 
+    /// The payload of the next chunk.
+    #[track_caller]
+    pub(crate) fn chunk(&mut self) -> Vec<u8> {
+        let mut size = Vec::new();
+        while !size.ends_with(b"\r\n") {
+            size.extend(self.exact(1));
+        }
+        let size = String::from_utf8_lossy(&size);
+        let payload = self.exact(usize::from_str_radix(size.trim_end(), 16).expect("a size"));
+        assert_eq!(self.exact(2), b"\r\n");
+        payload
+    }
+
     /// What is left of a chunked body after its first chunks.
     #[track_caller]
     pub(crate) fn chunks(&mut self) -> Vec<u8> {

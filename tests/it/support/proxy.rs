@@ -131,6 +131,15 @@ impl Proxy {
         Record(self.stdout.wait_for_nth(n, |line| line.contains(needle)))
     }
 
+    /// The first word of a field of `/proc/PID/status` (sizes are in KiB).
+    #[track_caller]
+    pub(crate) fn status_field(&self, name: &str) -> String {
+        let path = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap().split_whitespace().next().unwrap().to_string()
+    }
+
     /// Asks it to stop and waits for the end.
     #[track_caller]
     pub(crate) fn stop(self) -> Exit {

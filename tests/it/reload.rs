@@ -1,0 +1,155 @@
+//! HUP: the configuration file is read again, and nothing is dropped meanwhile.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use crate::support::{App, Client, GUARD, Proxy, ok};
+
+/// A proxy with a configuration file, and where that is.
+fn with_file(app: &App, text: &str) -> (Proxy, PathBuf, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bufproxy.toml");
+    fs::write(&file, text).unwrap();
+    let proxy = Proxy::start(app, &["--config", file.to_str().unwrap()]);
+    (proxy, file, dir)
+}
+
+/// HUP, and back when it has been dealt with for the `n`th time.
+#[track_caller]
+fn reload(proxy: &Proxy, n: usize) -> String {
+    proxy.signal(Signal::HUP);
+    proxy.stderr.wait_for_nth(n, |line| line.contains("HUP: "))
+}
+
+fn post(proxy: &Proxy, bytes: usize) -> u16 {
+    let mut client = proxy.connect();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n"));
+    client.try_send(vec![b'x'; bytes]).ok();
+    client.response().status()
+}
+
+#[test]
+fn limits_are_those_of_the_file_after_hup() {
+    let app = App::answering(ok("x"));
+    let (proxy, file, _dir) = with_file(&app, "max-body = \"100\"\n");
+    assert_eq!(post(&proxy, 200), 413);
+    fs::write(&file, "max-body = \"1k\"\n").unwrap();
+    let said = reload(&proxy, 1);
+    assert_eq!(said, format!("bufproxy: HUP: read {} again", file.display()));
+    assert_eq!(post(&proxy, 200), 200);
+}
+
+#[test]
+fn invalid_file_changes_nothing_and_is_said() {
+    let app = App::answering(ok("x"));
+    let (proxy, file, _dir) = with_file(&app, "max-body = \"100\"\n");
+    fs::write(&file, "max-body = \"100mb\"\n").unwrap();
+    let said = reload(&proxy, 1);
+    assert!(
+        said.starts_with("bufproxy: error: HUP: the configuration stays as it was: "),
+        "{said}"
+    );
+    assert!(said.contains("max-body") && said.contains("100mb"), "{said}");
+    assert_eq!(post(&proxy, 200), 413);
+}
+
+#[test]
+fn option_that_needs_a_restart_is_named() {
+    let app = App::answering(ok("x"));
+    let (proxy, file, _dir) = with_file(&app, "");
+    fs::write(&file, "threads = 2\nspool-max = \"2g\"\n").unwrap();
+    let said = reload(&proxy, 1);
+    assert!(said.ends_with("; needs a restart: threads, spool-max"), "{said}");
+}
+
+#[test]
+fn log_goes_to_the_new_file_in_the_new_format() {
+    let app = App::answering(ok("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let log = |name: &str| dir.path().join(name);
+    let text = |name: &str, format: &str| {
+        format!("access-log = \"{}\"\nlog-format = '{format}'\n", log(name).display())
+    };
+    let (proxy, file, _dir) = with_file(&app, &text("one", "first $status"));
+    assert_eq!(post(&proxy, 1), 200);
+    fs::write(&file, text("two", "second $status")).unwrap();
+    reload(&proxy, 1);
+    assert_eq!(post(&proxy, 1), 200);
+    proxy.stop();
+    assert_eq!(read(&log("one")), "first 200\n");
+    assert_eq!(read(&log("two")), "second 200\n");
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn request_in_flight_ends_at_its_upstream_and_the_next_goes_to_the_new_one() {
+    let (old, new) = (App::unix(), App::unix());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bufproxy.toml");
+    let upstream = |app: &App| format!("upstream = \"{}\"\nconcurrency = 1\n", app.address());
+    fs::write(&file, upstream(&old)).unwrap();
+    let proxy = Proxy::launch(|command| {
+        command.arg("--config").arg(&file);
+    });
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = old.request();
+    let mut second = proxy.connect();
+    second.get("/second");
+    proxy.settle();
+    fs::write(&file, upstream(&new)).unwrap();
+    reload(&proxy, 1);
+    // It waited for the old one; the new one has a free slot.
+    let (other, request) = new.request();
+    assert_eq!(request.target(), "/second");
+    other.reply("new");
+    worker.reply("old");
+    assert_eq!(first.response().text(), "old");
+    assert_eq!(second.response().text(), "new");
+}
+
+#[test]
+fn hundred_reloads_under_load_fail_nothing_and_leave_nothing() {
+    let app = App::unix();
+    app.serve(|conn, request| conn.send(ok(request.target())));
+    let (proxy, file, _dir) = with_file(&app, "queue = 100\n");
+    assert_eq!(post(&proxy, 1), 200);
+    reload(&proxy, 1);
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", proxy.pid().as_raw_nonzero()));
+    let before = descriptors().unwrap().count();
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for i in 0..4 {
+            let (addr, stop, served) = (proxy.addr, &stop, &served);
+            scope.spawn(move || {
+                let mut client = Client::connect(addr);
+                while !stop.load(Relaxed) {
+                    client.get(&format!("/{i}"));
+                    assert_eq!(client.response().text(), format!("/{i}"));
+                    served.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        for n in 0..100 {
+            fs::write(&file, format!("queue = {}\n", 100 + n)).unwrap();
+            let said = reload(&proxy, n + 2);
+            assert!(said.contains(" again"), "{said}");
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(served.load(Relaxed) > 100, "not under load");
+    // The clients' connections are gone as soon as their ends have been seen.
+    let begun = Instant::now();
+    while descriptors().unwrap().count() > before {
+        assert!(begun.elapsed() < GUARD, "descriptors are left");
+        proxy.settle();
+    }
+}
