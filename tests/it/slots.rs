@@ -242,3 +242,84 @@ fn any_client(mut client: Client, random: &mut fastrand::Rng) {
         client.reset();
     }
 }
+
+#[test]
+fn worker_whose_answer_breaks_the_rules_keeps_its_slot() {
+    let (app, proxy) = one_slot();
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (path, answer) in [
+        ("/no-http", "Traceback (most recent call last)\r\n"),
+        ("/bad-chunk", &format!("{chunked}4\r\nfine\r\nnot a size\r\n")),
+    ] {
+        let mut client = proxy.connect();
+        client.get(path);
+        let (mut worker, _) = app.request();
+        worker.send(answer);
+        let record = proxy.record(path);
+        assert_ne!(record.get("end"), "ok");
+
+        // It may work on, whatever we think of it.
+        let mut next = next_in_line(&proxy);
+        app.assert_no_connection();
+        assert_eq!(worker.send_until_refused("more"), ErrorKind::BrokenPipe);
+        drop(worker);
+        app.request().0.reply("");
+        assert_eq!(next.response().status(), 200);
+    }
+}
+
+/// A POST that is longer than what goes out before a worker reads.
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[test]
+fn request_that_was_begun_is_sent_whole_whatever_becomes_of_the_client() {
+    // gunicorn would run the app on the part that came, as if it were all.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "500ms"]);
+    let body = pattern(3 * 1024 * 1024);
+
+    let mut client = proxy.connect();
+    client.send(post("/504", &body));
+    let mut worker = app.accept();
+    assert_eq!(client.response().status(), 504);
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.reply("");
+
+    let mut client = proxy.connect();
+    client.send(post("/left", &body));
+    let mut worker = app.accept();
+    drop(client);
+    assert_eq!(proxy.record("/left").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.reply("");
+
+    let mut client = proxy.connect();
+    client.send(post("/left-later", &body));
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/left-later").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.send("done");
+    worker.wait_closed();
+
+    // A stream, which is not read any more.
+    let mut client = proxy.connect();
+    client.send(post("/left-stream", &body));
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/left-stream").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    let mut next = next_in_line(&proxy);
+    app.assert_no_connection();
+    drop(worker);
+    app.request().0.reply("");
+    next.response();
+}

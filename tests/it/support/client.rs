@@ -205,6 +205,14 @@ impl Client {
         assert_eq!(out.escape_ascii().to_string(), "", "surplus bytes");
     }
 
+    /// The proxy cuts the connection by a reset, and nothing more comes.
+    #[track_caller]
+    pub(crate) fn wait_reset(&mut self) {
+        let mut out = std::mem::take(&mut self.buffer);
+        let end = self.socket.read_to_end(&mut out).map_err(|e| e.kind());
+        assert_eq!((out.as_slice(), end), (&b""[..], Err(io::ErrorKind::ConnectionReset)));
+    }
+
     /// Nothing has come so far.
     #[track_caller]
     pub(crate) fn assert_silent(&mut self) {
