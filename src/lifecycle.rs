@@ -1,8 +1,8 @@
 //! Boot, serve, stop: the process from its first system call to its exit code. `main` calls `run`,
 //! on the main thread, which becomes the thread of loop 0 and lives to the end.
 //!
-//! Signals, the end of the wrapped command and the readiness probe are its only input; what they
-//! bring about is decided in `machine` and done here.
+//! Signals, the end of the wrapped command, the readiness probe and `POST /drain` are its only input;
+//! what they bring about is decided in `machine` and done here.
 
 mod machine;
 mod systemd;
@@ -126,6 +126,7 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
                 Ok(seen) => Event::AppAnswered(seen),
                 Err(missing) => Event::BootFailed(missing),
             },
+            () = process.health.drain_asked() => Event::DrainAsked,
             () = tokio::time::sleep_until(tick.unwrap_or_else(Instant::now).into()),
                 if tick.is_some() => Event::Tick,
             () = tokio::time::sleep(LOOK), if app.is_new(machine.state()) => {

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::app_server;
 use super::gunicorn::{self, Gunicorn};
+use super::lint;
 use super::platform::{self, Platform};
 use super::settings::{Opt, table};
 use super::value::{self, Bad};
@@ -359,6 +360,12 @@ impl Resolved {
             .map_or(String::new(), |(opt, given)| given.name(opt, &given.texts.join(", ")))
     }
 
+    /// Whether somebody typed it.
+    fn asked_for(&self, name: &str) -> bool {
+        let given = self.given.iter().find(|(opt, _)| opt.name == name);
+        given.is_some_and(|(_, given)| !matches!(given.source, Source::Default | Source::Here(_)))
+    }
+
     /// Options that are right alone and wrong together.
     fn contradictions(&self) -> Vec<String> {
         let c = &self.config;
@@ -406,6 +413,13 @@ impl Resolved {
             "spool-max",
             "such a body could not be kept",
         );
+        if c.upstream_proxy_protocol && c.upstream_keepalive.is_some() {
+            problems.push(
+                "upstream-proxy-protocol and upstream-keepalive exclude each other: the PROXY \
+                 line counts for a whole connection, which belongs to one client"
+                    .to_owned(),
+            );
+        }
         if let Some(limit) = c.memory_limit.filter(|limit| c.memory > *limit) {
             problems.push(format!(
                 "{} is more than the cgroup's limit: write less than {}",
@@ -461,22 +475,27 @@ impl Resolved {
         problems
     }
 
-    /// What is found now is no surprise at the first upload.
+    /// What is found now is no surprise at the first upload. A directory that was asked for must be
+    /// there; an image without a /tmp is served from memory alone.
     fn look_at_spool_dir(&mut self, sources: &Sources<'_>) -> Result<(), String> {
         if self.config.spool_max == 0 {
             return Ok(());
         }
         match (sources.in_memory)(&self.config.spool_dir) {
-            Ok(in_memory) => {
-                self.config.spool_in_memory = in_memory;
-                Ok(())
+            Ok(in_memory) => self.config.spool_in_memory = in_memory,
+            Err(error) => {
+                let problem = format!("{} cannot be used ({error})", self.show("spool-dir"));
+                let write = "a directory that can be written to, or --spool-max off";
+                if self.asked_for("spool-dir") {
+                    return Err(format!("{problem}: write {write}"));
+                }
+                let warning =
+                    format!("{problem}: bodies beyond memory will be refused. Write {write}");
+                self.config.warnings.push(warning);
+                (self.config.spool_max, self.config.response_spool_max) = (0, 0);
             }
-            Err(error) => Err(format!(
-                "{} cannot be used ({error}): write a directory that can be written to, or \
-                 --spool-max off",
-                self.show("spool-dir")
-            )),
         }
+        Ok(())
     }
 
     /// Options that are taken, but hardly as they were meant.
@@ -503,10 +522,7 @@ impl Resolved {
                 "restart",
                 "child-stop-signal",
             ] {
-                let given = self.given.iter().find(|(opt, _)| opt.name == name);
-                if given.is_some_and(|(_, given)| {
-                    !matches!(given.source, Source::Default | Source::Here(_))
-                }) {
+                if self.asked_for(name) {
                     warnings.push(format!(
                         "{} does nothing without a wrapped command",
                         self.show(name)
@@ -522,6 +538,13 @@ impl Resolved {
                 self.show("max-connections")
             ));
         }
+        let scene = lint::Scene {
+            config: &self.config,
+            gunicorn: here.gunicorn.settings.as_ref(),
+            env: &here.sources.env,
+            platform: here.platform,
+        };
+        warnings.extend(lint::warnings(&scene));
         self.config.warnings.extend(warnings);
     }
 }

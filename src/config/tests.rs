@@ -463,6 +463,24 @@ fn what_cannot_be_together_is_refused() {
 }
 
 #[test]
+fn default_spool_dir_that_cannot_be_written_is_warned_of() {
+    // An image without a /tmp, here by TMPDIR; what was typed is an error (above).
+    let env = [("TMPDIR", "/nowhere")];
+    let config = run_with(UPSTREAM, &env, &[]);
+    assert_eq!(
+        config.warnings,
+        [
+            "--spool-dir \"/nowhere\" (from TMPDIR) cannot be used (entity not found): bodies beyond \
+          memory will be refused. Write a directory that can be written to, or --spool-max off"
+        ]
+    );
+    assert_eq!((config.spool_max, config.response_spool_max), (0, 0));
+    assert!(config.boot_line(&[]).contains(", memory 32m, spool off"), "{}", config.boot_line(&[]));
+    let off = run_with(&[UPSTREAM, &["--spool-max", "off"]].concat(), &env, &[]);
+    assert_eq!(off.warnings, [""; 0]);
+}
+
+#[test]
 fn what_does_nothing_is_warned_of() {
     let warnings = |args: &[&str], env: &[(&str, &str)]| {
         run_with(&[UPSTREAM, args].concat(), env, &[]).warnings
@@ -493,16 +511,7 @@ fn what_does_nothing_is_warned_of() {
 
 #[test]
 fn options_of_later_features_are_unknown() {
-    for name in [
-        "gzip",
-        "upstream-proxy-protocol",
-        "max-requests-per-client",
-        "saturation-log",
-        "max-tunnels",
-        "tunnel-idle-timeout",
-        "send-min-rate",
-        "queue-share",
-    ] {
+    for name in ["max-requests-per-client", "saturation-log", "send-min-rate", "queue-share"] {
         let found = problems(&[&format!("--{name}"), "1"], &[], &[]);
         assert!(found[0].starts_with(&format!("--{name} is not an option")), "{found:?}");
     }
@@ -515,7 +524,7 @@ fn command_lines_that_mean_something_else_are_explained() {
     one(&["--max-body"], "--max-body has no value: write --max-body 10m");
     one(
         &["gunicorn", "app"],
-        "\"gunicorn\" is not a subcommand (check, demo or healthcheck): write a command to wrap after --",
+        "\"gunicorn\" is not a subcommand (check, demo, drain or healthcheck): write a command to wrap after --",
     );
     one(&["--"], "no command follows --: write it, or leave out --");
     one(
@@ -658,12 +667,32 @@ fn subcommands_have_their_own_invocations() {
 }
 
 #[test]
+fn drain_takes_the_admin_address_and_how_long_to_wait() {
+    let admin = Listen::Unix("/a.sock".into());
+    let drain = |args: &[&str]| match parse(&[&["drain"], args].concat(), &[], &[]) {
+        Ok(Invocation::Drain(drain)) => drain,
+        other => panic!("{other:?}"),
+    };
+    let seconds = Duration::from_secs;
+    let plain = Drain { admin, wait: false, timeout: seconds(30) };
+    assert_eq!(drain(&["--admin", "unix:/a.sock"]), plain);
+    assert_eq!(
+        drain(&["--admin", "unix:/a.sock", "--wait", "--timeout", "20s"]),
+        Drain { wait: true, timeout: seconds(20), ..plain }
+    );
+    assert_eq!(
+        problems(&["drain"], &[], &[]),
+        ["drain asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"]
+    );
+}
+
+#[test]
 fn check_shows_every_option_and_the_warnings() {
-    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status\n$request"];
+    let args = ["check", "--upstream", "/a.sock", "--log-format", "$status $request"];
     let Ok(Invocation::Check(text)) = parse(&args, &[("BUFPROXY_X", "1")], &[]) else { panic!() };
     assert_eq!(text.lines().count(), table().len() + 2);
     assert!(
-        text.contains("concurrency         off (no wrapped command to learn it from)"),
+        text.contains("concurrency              off (no wrapped command to learn it from)"),
         "{text}"
     );
     assert!(text.ends_with("\nwarning: BUFPROXY_X in the environment is not an option\nok\n"));

@@ -58,6 +58,8 @@ pub(super) enum Event {
     ChildEnded(Exit),
     /// The command has ended, but a process that it has left takes its place.
     ChildReplaced(Exit),
+    /// `POST /drain` on the admin listener.
+    DrainAsked,
     /// Time has passed (asked for by `next_tick`).
     Tick,
 }
@@ -202,6 +204,7 @@ impl Machine {
             }
             Event::ChildEnded(exit) => self.child_ended(exit, now, &mut todo),
             Event::ChildReplaced(exit) => self.child_replaced(exit, &mut todo),
+            Event::DrainAsked => self.stop("drain", counts, now, &mut todo),
             Event::Tick => self.start_again(now, &mut todo),
         }
         self.advance(counts, now, &mut todo);
@@ -214,8 +217,8 @@ impl Machine {
                 todo.push(Action::Say("second INT: ending at once".into()));
                 self.end(Some(128 + Signal::INT.as_raw() as u8), todo);
             }
-            Signal::TERM | Signal::INT => self.stop(signal, counts, now, todo),
-            Signal::HUP if self.plan.terminal => self.stop(signal, counts, now, todo),
+            Signal::TERM | Signal::INT => self.stop(signals::name(signal), counts, now, todo),
+            Signal::HUP if self.plan.terminal => self.stop("HUP", counts, now, todo),
             Signal::QUIT => self.stop_fast(counts, now, todo),
             // The app reads its own configuration again: it gets the signal too.
             Signal::HUP => todo.push(Action::Reload),
@@ -230,15 +233,14 @@ impl Machine {
         }
     }
 
-    /// TERM, INT, or a closed terminal. Platforms send several: only the first counts.
-    fn stop(&mut self, signal: Signal, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
+    /// TERM, INT, a closed terminal or `bufproxy drain`. Platforms send several: only the first
+    /// counts.
+    fn stop(&mut self, asked_by: &str, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
         match &mut self.phase {
-            Phase::Boot => todo.push(Action::Say(format!(
-                "stopping ({}): the app has not answered yet",
-                signals::name(signal)
-            ))),
+            Phase::Boot => todo
+                .push(Action::Say(format!("stopping ({asked_by}): the app has not answered yet"))),
             Phase::Serving => {
-                todo.push(Action::Say(stopping(signal, counts, self.plan.drain_timeout)));
+                todo.push(Action::Say(stopping(asked_by, counts, self.plan.drain_timeout)));
             }
             // The same stop may have reached the app first.
             Phase::Draining(drain) => {
@@ -255,7 +257,7 @@ impl Machine {
     /// QUIT: the app is told at once, by the same signal; little time is left for the rest.
     fn stop_fast(&mut self, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
         if let Phase::Boot | Phase::Serving = self.phase {
-            todo.push(Action::Say(stopping(Signal::QUIT, counts, FAST)));
+            todo.push(Action::Say(stopping("QUIT", counts, FAST)));
             self.begin(Cause::Asked, FAST, now, todo);
         }
         if let Phase::Draining(drain) = &mut self.phase {
@@ -404,10 +406,9 @@ fn ended_by_a_stop(exit: Exit) -> bool {
         || matches!(exit, Exit::Code(code) if stops.contains(&(code - 128)))
 }
 
-fn stopping(signal: Signal, counts: Counts, limit: Duration) -> String {
+fn stopping(asked_by: &str, counts: Counts, limit: Duration) -> String {
     format!(
-        "stopping ({}): {} in flight, {} queued, {} being delivered, at most {} s",
-        signals::name(signal),
+        "stopping ({asked_by}): {} in flight, {} queued, {} being delivered, at most {} s",
         number(counts.in_flight, "request"),
         counts.queued,
         number(counts.delivering, "response"),

@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -58,8 +58,7 @@ async fn once(addr: &UpstreamAddr) -> io::Result<Connected> {
         UpstreamAddr::Unix(path) => net::connect_unix(path).map(Connected::Fresh),
         UpstreamAddr::Tcp(host, port) => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            // getaddrinfo runs on the blocking pool, addresses are taken as they are.
-            for addr in tokio::net::lookup_host((host.as_str(), *port)).await? {
+            for addr in addresses(host, *port).await? {
                 match tokio::time::timeout(TCP_CONNECT, tcp(addr)).await {
                     Ok(Ok(stream)) => return Ok(Connected::Registered(stream)),
                     Ok(Err(e)) => last = e,
@@ -69,6 +68,16 @@ async fn once(addr: &UpstreamAddr) -> io::Result<Connected> {
             Err(last)
         }
     }
+}
+
+/// All addresses of a name. getaddrinfo runs on the blocking pool; an address is taken as it is, and
+/// so is `localhost` (RFC 6761 section 6.3): an empty image has no /etc/hosts that knows it.
+async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.eq_ignore_ascii_case("localhost") {
+        // IPv4 last: without IPv6 its error is the one that tells of the app.
+        return Ok(vec![(Ipv6Addr::LOCALHOST, port).into(), (Ipv4Addr::LOCALHOST, port).into()]);
+    }
+    Ok(tokio::net::lookup_host((host, port)).await?.collect())
 }
 
 async fn tcp(addr: SocketAddr) -> io::Result<Stream> {

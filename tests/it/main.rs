@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// A stop without a signal, and one that loses nothing though everybody gets it.
+mod drain;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
@@ -24,6 +26,8 @@ mod forwarding;
 mod framing;
 // The real one, wrapped.
 mod gunicorn;
+// Fewer bytes for those who ask.
+mod gzip;
 // The app's end loses nothing that waits for it.
 mod handover;
 // Client connections are kept when both sides may.
@@ -32,10 +36,14 @@ mod keep_alive;
 mod lifecycle;
 // Everything has one.
 mod limits;
+// What brings it onto a machine.
+mod packaging;
 // Requests wait here, not at the app.
 mod queueing;
 // HUP loses nothing.
 mod reload;
+// The files for Kubernetes and the clouds mean what they say.
+mod platforms;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.
