@@ -13,7 +13,7 @@ use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::{MAX_PUSH, Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::attempt::Attempt;
 use crate::upstream::body::{Incoming, Taken};
@@ -42,7 +42,11 @@ pub(super) async fn deliver(
     let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
     if compressible && gzip::wanted(&x.record.head) {
         pump.gzip = c.config().gzip.map(Gzip::new);
-        poll_fn(|cx| Poll::Ready(pump.begin_compressed(c, x, cx))).await;
+        poll_fn(|cx| {
+            pump.begin_compressed(c, x, cx);
+            Poll::Ready(())
+        })
+        .await;
     }
     if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
         if x.response.stream {
@@ -392,8 +396,9 @@ impl Pump {
         for part in parts {
             let skip = taken.min(part.len());
             taken -= skip;
-            if skip < part.len() {
-                self.spool.push(&part[skip..]);
+            // The compressor may give more at once than it was given.
+            for piece in part[skip..].chunks(MAX_PUSH) {
+                self.spool.push(piece);
             }
         }
     }

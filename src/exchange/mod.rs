@@ -530,7 +530,8 @@ impl Drop for Exchange {
             if self.record.status == 0 {
                 self.record.status = Reason::ClientGone.status();
             }
-            self.record.end = Reason::Draining;
+            let panics = std::thread::panicking();
+            self.record.end = if panics { Reason::Internal } else { Reason::Draining };
             self.lp.shared.count_cut();
             self.write_record();
         }
@@ -543,6 +544,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 }
 
 thread_local! {
+    #[allow(clippy::vec_box, reason = "an exchange is large: what moves is its box")]
     static FREE: RefCell<Vec<Box<Exchange>>> = const { RefCell::new(Vec::new()) };
 }
 
