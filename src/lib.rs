@@ -25,10 +25,10 @@
 //! | [`spool`] | one body in either direction; the budgets of all of them |
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
 //! | `upstream` | slots and line (`queue`, pure), `connect`, `attempt`, `discard`: a worker whose client has left |
-//! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `client_head` and `reply` (pure) |
+//! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
 //! | [`server`] | listeners, event loops, what they share; `connection`: the loop of one client |
 //! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper |
-//! | [`admin`] | health, metrics, status on a thread of its own; `healthcheck` |
+//! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
 //! | [`demo`] | the proof on a machine that has nothing else |
 //!
@@ -56,7 +56,8 @@
 //!    another try (`Exchange::slot_again`: where there are several upstreams, one of another).
 //! 7. `deliver::deliver` writes the client's head (`client_head::write`) and drives a `Pump`: what
 //!    comes from the app goes to the client first (`Pump::pass`; all of a small response in one
-//!    write), what it does not take into a second spool.
+//!    write), what it does not take into a second spool;
+//!    with `gzip`, what `gzip::Gzip` makes of it.
 //! 8. `Pump::end_upstream` closes the app's connection with the last byte and drops the `Slot`, which
 //!    hands it to whoever has waited longest. A client that leaves earlier leaves the slot to
 //!    `discard::unanswered` or `discard::rest`, which hold it until the worker is done.

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """What the Dockerfile promises, without a container engine: a static binary, run as an arbitrary user
 in an empty root. Standard library only; needs `unshare` of util-linux.
+
+static_image.py [BINARY]; without one it is built.
 """
 
 import contextlib
@@ -180,7 +182,7 @@ def port_of(listener):
 
 
 def main():
-    binary = build()
+    binary = sys.argv[1] if len(sys.argv) > 1 else build()
     linked = subprocess.run(["ldd", binary], capture_output=True, text=True)
     assert "not a dynamic" in linked.stderr or "statically" in linked.stdout, linked
     assert re.search(r"^FROM scratch$", DOCKERFILE, re.M), "the image is not empty any more"

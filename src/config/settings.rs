@@ -386,6 +386,17 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "tunnel-idle-timeout",
+        value: "TIME",
+        group: CLIENTS,
+        default: "10m",
+        example: "1h",
+        short: "Close an upgraded connection on which nothing has moved for this long",
+        long: "Either way counts. Heroku's router closes them after 55 s.",
+        set: |c, v, _| put(&mut c.tunnel_idle_timeout, v, duration),
+        ..PLAIN
+    },
+    Opt {
         name: "linger-timeout",
         value: "TIME",
         group: CLIENTS,
@@ -428,6 +439,17 @@ const TABLE: &[Opt] = &[
         short: "Most fields in a head; beyond it 431",
         long: "gunicorn's own limit.",
         set: |c, v, _| put(&mut c.max_fields, v, count),
+        ..PLAIN
+    },
+    Opt {
+        name: "max-tunnels",
+        value: "N",
+        group: LIMITS,
+        default: "1000",
+        example: "100",
+        short: "WebSockets and other upgraded connections at once; beyond it 503",
+        long: "Each holds a slot of the app for as long as it lives.",
+        set: |c, v, _| put(&mut c.max_tunnels, v, count),
         ..PLAIN
     },
     Opt {

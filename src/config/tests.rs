@@ -510,8 +510,6 @@ fn options_of_later_features_are_unknown() {
         "restart",
         "max-requests-per-client",
         "saturation-log",
-        "max-tunnels",
-        "tunnel-idle-timeout",
         "send-min-rate",
         "queue-share",
     ] {

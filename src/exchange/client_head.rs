@@ -95,6 +95,18 @@ pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends the app's 101, with the protocol that it has chosen.
+pub fn write_switching(out: &mut Vec<u8>, head: &ResponseHead) {
+    out.reserve(head.bytes.len() + 32);
+    status_line(out, head);
+    for field in &head.fields {
+        if field.id == FieldId::Upgrade || passes(head, field) {
+            line(out, head, field);
+        }
+    }
+    out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
+}
+
 /// Appends the Connection line that the client's version needs (RFC 9112, 9.3).
 pub(crate) fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {
     match (version, keep_alive) {

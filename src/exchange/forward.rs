@@ -100,8 +100,9 @@ impl ForwardedHead {
                 | FieldId::Te
                 | FieldId::Trailer
                 | FieldId::TransferEncoding
-                | FieldId::Upgrade
                 | FieldId::XForwardedProto => false,
+                // The offer of another protocol, if it is one that can be taken up.
+                FieldId::Upgrade => head.upgrade,
                 // CGI and WSGI would make HTTP_PROXY of it, which HTTP clients in the app obey.
                 FieldId::Proxy => false,
                 FieldId::FrontEndHttps
@@ -165,7 +166,9 @@ impl ForwardedHead {
             }
         }
 
-        if !with.keep_alive {
+        if head.upgrade {
+            out.extend_from_slice(b"Connection: upgrade\r\n");
+        } else if !with.keep_alive {
             out.extend_from_slice(b"Connection: close\r\n");
         }
         if append && forwarded_for_came {

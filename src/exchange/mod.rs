@@ -10,6 +10,7 @@ mod gzip;
 mod receive;
 pub mod reply;
 mod retry;
+mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -27,7 +28,7 @@ use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
-use crate::upstream::attempt::{Attempt, Event, Failure};
+use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Slot};
 use forward::ForwardedHead;
@@ -159,7 +160,10 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
         x.body.rewind();
         slot = x.slot_again(c, failed).await?;
     };
-    deliver::deliver(c, x, answer).await
+    match x.response.status {
+        SWITCHING => tunnel::tunnel(c, x, answer).await,
+        _ => deliver::deliver(c, x, answer).await,
+    }
 }
 
 impl Exchange {
@@ -226,6 +230,9 @@ impl Exchange {
         self.record.request_id.extend_from_slice(id);
         if let Some(reason) = c.refused {
             return Err(reason);
+        }
+        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
+            return Err(Reason::TooManyConnections);
         }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
@@ -307,8 +314,9 @@ impl Exchange {
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
+        let upgrade = self.record.head.upgrade;
         let head = &self.forwarded.bytes;
-        let mut attempt = Attempt::start(connected, unix, keep, head, &mut self.body)
+        let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
         let reason = loop {
@@ -544,7 +552,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 }
 
 thread_local! {
-    #[allow(clippy::vec_box, reason = "an exchange is large: what moves is its box")]
+    #[expect(clippy::vec_box, reason = "taken and given back as a pointer, not by a copy of it all")]
     static FREE: RefCell<Vec<Box<Exchange>>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -18,6 +18,8 @@ const PROVABLE: usize = 8192;
 const SLICES: usize = 16;
 /// Bounds of a response head: twice what nginx's users set proxy_buffer_size to for large cookies.
 pub(crate) const RESPONSE_LIMITS: Limits = Limits { head: 128 * 1024, fields: 1000 };
+/// The last response on a connection that speaks another protocol from then on.
+pub(crate) const SWITCHING: u16 = 101;
 /// 1xx responses before the final one.
 const MAX_INFORMATIONAL: u32 = 16;
 
@@ -46,6 +48,8 @@ pub(crate) enum Event {
 pub(crate) struct Attempt {
     stream: Stream,
     unix: bool,
+    /// The request offers another protocol: a 101 is an answer to it.
+    upgrade: bool,
     /// Bytes of head and body that the kernel took, and in how many writes.
     sent: u64,
     total: u64,
@@ -64,12 +68,14 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Makes the first write at once. `keep`: the connection may be used again. Err: the loop cannot
-    /// watch it; what was written may have been read.
+    /// Makes the first write at once. `keep`: the connection may be used again; `upgrade`: for
+    /// another protocol, if the app agrees. Err: the loop cannot watch it; what was written may
+    /// have been read.
     pub(crate) fn start(
         connected: Connected,
         unix: bool,
         keep: bool,
+        upgrade: bool,
         head: &[u8],
         body: &mut Spool,
     ) -> io::Result<Attempt> {
@@ -77,7 +83,7 @@ impl Attempt {
         let (stream, sent) = match connected {
             Connected::Fresh(socket) => {
                 let sent = first_write(&socket, head, body);
-                let read_only = sent == total && !keep;
+                let read_only = sent == total && !keep && !upgrade;
                 let stream =
                     if read_only { Stream::read_only(socket) } else { Stream::new(socket) }?;
                 (stream, sent)
@@ -90,6 +96,7 @@ impl Attempt {
         Ok(Attempt {
             stream,
             unix,
+            upgrade,
             sent,
             total,
             writes: u32::from(sent > 0),
@@ -259,8 +266,8 @@ impl Attempt {
     }
 
     fn found(&mut self, rest: Filled, response: &ResponseHead) -> Result<Event, Failure> {
-        const SWITCHING: u16 = 101;
-        if !(100..200).contains(&response.status) {
+        let switches = response.status == SWITCHING && self.upgrade;
+        if switches || !response.is_informational() {
             return Ok(Event::Head(rest));
         }
         self.informational += 1;
@@ -327,7 +334,7 @@ mod tests {
             ours.set_nonblocking(true).unwrap();
             let kept = Connected::Registered(Stream::new(ours.into()).unwrap());
             let worker = before(theirs);
-            let mut attempt = Attempt::start(kept, true, true, POST, &mut body).unwrap();
+            let mut attempt = Attempt::start(kept, true, true, false, POST, &mut body).unwrap();
             worker.map(after);
             let mut response = ResponseHead::default();
             let event = poll_fn(|cx| attempt.poll(cx, POST, &mut body, &mut response, b"POST"));

@@ -10,7 +10,7 @@ mod python;
 
 use std::time::Duration;
 
-pub(crate) use app::{App, ok, unix_path};
+pub(crate) use app::{App, AppConn, ok, unix_path};
 pub(crate) use client::Client;
 pub(crate) use lines::Lines;
 pub(crate) use message::{Message, chunked, pattern};
