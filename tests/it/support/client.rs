@@ -179,6 +179,14 @@ impl Client {
         out
     }
 
+    /// Reads until `n` bytes or the end have come, whatever the end is.
+    pub(crate) fn read_some(&mut self, n: usize) {
+        let mut reader =
+            Reader { buffer: std::mem::take(&mut self.buffer), more: more(&self.socket) };
+        let _ = reader.exact(n, &mut Vec::new());
+        self.buffer = reader.buffer;
+    }
+
     /// Everything up to the end of the connection, which must be a clean one.
     #[track_caller]
     pub(crate) fn rest(&mut self) -> Vec<u8> {
