@@ -535,6 +535,9 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            if self.record.head.line.is_empty() {
+                receive::remember_partial(self);
+            }
             if self.record.status == 0 {
                 self.record.status = Reason::ClientGone.status();
             }

@@ -164,6 +164,23 @@ fn answer_is_read_whole_though_more_was_sent_behind_its_request() {
     assert_eq!(client.rest(), b"");
 }
 
+#[test]
+fn upstream_connection_that_one_loop_kept_serves_another() {
+    let app = App::unix();
+    let options = ["--upstream-keepalive", "10s", "--concurrency", "1", "--threads", "2"];
+    let proxy = Proxy::start(&app, &options);
+    let mut clients = [proxy.connect(), proxy.connect(), proxy.connect(), proxy.connect()];
+    let mut worker = None;
+    for i in 0..20 {
+        let client = &mut clients[i % 4];
+        client.get(&format!("/{i}"));
+        let worker = worker.get_or_insert_with(|| app.accept());
+        assert_eq!(worker.request().target(), format!("/{i}"));
+        worker.send(ok(i.to_string()));
+        assert_eq!(client.response().text(), i.to_string());
+    }
+}
+
 /// Sockets that each event loop watches, by the number of its epoll.
 fn watched(proxy: &Proxy) -> Vec<(u32, usize)> {
     let process = format!("/proc/{}", proxy.pid().as_raw_nonzero());
