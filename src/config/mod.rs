@@ -3,11 +3,13 @@
 //!
 //! `main` calls `parse_args` once. The options are a table in `settings`; `command_line`, the
 //! environment and the file give texts, `resolve` picks the winner of each and parses it (`value`);
-//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `check` shows the result.
+//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
+//! and wrong together with the app; `check` shows the result.
 
 mod check;
 mod command_line;
 mod gunicorn;
+mod lint;
 pub mod platform;
 #[cfg(test)]
 mod reference;

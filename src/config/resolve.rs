@@ -11,6 +11,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::gunicorn::{self, Gunicorn};
+use super::lint;
 use super::platform::{self, Platform};
 use super::settings::{Opt, table};
 use super::value::{self, Bad};
@@ -509,6 +510,13 @@ impl Resolved {
                 self.show("max-connections")
             ));
         }
+        let scene = lint::Scene {
+            config: &self.config,
+            gunicorn: here.gunicorn.settings.as_ref(),
+            env: &here.sources.env,
+            platform: here.platform,
+        };
+        warnings.extend(lint::warnings(&scene));
         self.config.warnings.extend(warnings);
     }
 }

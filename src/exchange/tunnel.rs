@@ -28,7 +28,8 @@ pub(super) async fn tunnel(
     x.record.upstream_status = x.response.status;
     x.record.status = x.response.status;
     x.record.tunnel = true;
-    let Answer { stream: upstream, slot, rest, .. } = answer;
+    let Answer { attempt, slot, rest } = answer;
+    let upstream = attempt.into_stream();
     let mut down = Direction::default();
     client_head::write_switching(&mut down.waiting, &x.response);
     let head = down.waiting.len() as u64;

@@ -334,7 +334,7 @@ mod tests {
             ours.set_nonblocking(true).unwrap();
             let kept = Connected::Registered(Stream::new(ours.into()).unwrap());
             let worker = before(theirs);
-            let mut attempt = Attempt::start(kept, true, true, POST, &mut body).unwrap();
+            let mut attempt = Attempt::start(kept, true, true, false, POST, &mut body).unwrap();
             worker.map(after);
             let mut response = ResponseHead::default();
             let event = poll_fn(|cx| attempt.poll(cx, POST, &mut body, &mut response, b"POST"));

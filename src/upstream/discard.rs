@@ -3,6 +3,7 @@
 //! before (invariant 2).
 
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::Shutdown;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::body::Incoming;
 use crate::config::UpstreamAddr;
 use crate::http1::ResponseHead;
 use crate::metrics::METRICS;
+use crate::net;
 use crate::scratch::Scratch;
 use crate::spool::Spool;
 
@@ -21,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// A response of which more than this was read is not worth reading to its end.
 const WORTH_READING: u64 = 1024 * 1024;
 /// How often a connection that is no longer read is looked at for the worker's close.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A request that nobody waits for. It is still sent whole: gunicorn would run the app on the part
 /// that came, as if it were all.
@@ -131,10 +133,17 @@ impl Abandoned {
         if matches!(self.slot.addr(), UpstreamAddr::Tcp(..)) {
             return;
         }
-        self.attempt.stream().shutdown(Shutdown::Read);
-        let sent = poll_fn(|cx| self.attempt.poll_sent(cx, &self.head, &mut self.body)).await;
-        // From now on a read says 0 at once; the close is told by the hang-up alone.
-        while sent.is_ok() && !self.attempt.stream().hung_up() {
+        let stream = self.attempt.stream();
+        stream.shutdown(Shutdown::Read);
+        if poll_fn(|cx| self.attempt.poll_sent(cx, &self.head, &mut self.body)).await.is_err() {
+            return;
+        }
+        // From now on a read says 0 at once, and gunicorn, when it is done, lingers up to 2 s for our
+        // close: neither tells. An empty line behind the request does (RFC 9112, 2.2 has it ignored):
+        // a worker does not read it before it lingers, and its close takes it away.
+        let stream = self.attempt.stream();
+        let canary = net::send(stream.socket(), &[IoSlice::new(b"\r\n")]);
+        while canary.is_ok() && stream.unsent() > 0 {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }

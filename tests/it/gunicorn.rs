@@ -151,6 +151,22 @@ fn stream_of_a_wsgi_app_comes_as_it_is_made() {
 }
 
 #[test]
+fn client_that_leaves_a_stream_frees_the_worker_before_it_lingers() {
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.get("/stream");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/stream").get("end"), "client_gone");
+    // Half a second of events at the most; gunicorn would wait 2 s more for our close.
+    let begun = Instant::now();
+    let mut next = proxy.connect();
+    next.get("/");
+    assert_eq!(next.response().status(), 200);
+    assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn term_to_everybody_finishes_what_is_in_flight() {
     // As Heroku does it: the signal comes to gunicorn too.
     let proxy = start(SYNC);

@@ -16,7 +16,7 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
-// A stop without a signal.
+// A stop without a signal, and one that loses nothing though everybody gets it.
 mod drain;
 // 100 Continue is ours to say.
 mod expect;
@@ -40,6 +40,8 @@ mod packaging;
 mod queueing;
 // HUP loses nothing.
 mod reload;
+// The files for Kubernetes and the clouds mean what they say.
+mod platforms;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.

@@ -28,7 +28,10 @@ def application(environ, start_response):
 ";
 
 /// Stands for the binary where only the scripts are looked at.
-const BINARY: &str = "#!/bin/sh\necho bufproxy 9.9\n";
+const BINARY: &str = "\
+#!/bin/sh
+if [ \"$1\" = --version ]; then echo bufproxy 9.9; else printf '%s\\n' \"$@\"; fi
+";
 
 /// An app on its way to a slug. Not in /tmp, which a dyno has for itself.
 struct Build {
@@ -138,7 +141,7 @@ fn buildpack_takes_the_binary_that_the_app_brings() {
     assert_eq!(fs::metadata(&installed).unwrap().permissions().mode() & 0o777, 0o755);
 
     // For the buildpacks after it, as for the dyno, it is a command.
-    let export = format!(". {}; bufproxy", build.path("buildpack/export").display());
+    let export = format!(". {}; bufproxy --version", build.path("buildpack/export").display());
     let output = Command::new("bash").args(["-c", &export]).output().unwrap();
     assert_eq!(output.stdout, b"bufproxy 9.9\n");
 }
@@ -174,16 +177,40 @@ fn buildpack_installs_nothing_that_it_cannot_verify() {
     build.write("env/BUFPROXY_SHA256", &sum);
     assert!(build.refusal().contains("cannot fetch BUFPROXY_URL file://"));
 
+    // Another file there, and then the right one: the first try has left nothing in the cache.
     build.bring(&build.path("binary"));
-    build.write("env/BUFPROXY_SHA256", &"0".repeat(64));
+    build.write("binary", "something else");
     let refusal = build.refusal();
-    assert!(refusal.contains(&format!("has the SHA-256 {sum}, not 000")), "{refusal}");
-    // Nor later, from the cache.
-    assert!(build.refusal().contains(&format!("has the SHA-256 {sum}, not 000")));
+    assert!(refusal.contains(&format!(", not {sum}\n")), "{refusal}");
+    build.write("binary", BINARY);
+    assert!(build.compile().starts_with("-----> bufproxy: fetching "));
+    // A cache that has gone bad is no reason to fail.
+    build.write(&format!("cache/bufproxy/{sum}"), "something else");
+    assert!(build.compile().starts_with("-----> bufproxy: fetching "));
 
-    build.bring(&build.path("binary"));
+    fs::remove_file(build.path("the app/bin/bufproxy")).unwrap();
     build.write("the app/vendor/bufproxy", BINARY);
     assert!(build.refusal().contains("both vendor/bufproxy and BUFPROXY_URL"));
+}
+
+#[test]
+fn start_nginx_runs_the_command_behind_bufproxy() {
+    let build = Build::new(PROCFILE);
+    build.write("binary", BINARY);
+    build.bring(&build.path("binary"));
+    build.compile();
+    let upstream = ["--upstream", "unix:/tmp/nginx.socket"];
+    for (typed, options) in [
+        (&["gunicorn", "two words"][..], ["--ready-file", "/tmp/app-initialized"]),
+        // Without waiting for the app.
+        (&["-f", "gunicorn", "two words"], ["--open-port", "early"]),
+    ] {
+        let output =
+            Command::new(build.path("the app/bin/start-nginx")).args(typed).output().unwrap();
+        let given = String::from_utf8(output.stdout).unwrap();
+        let expected = [&upstream[..], &options, &["--", "gunicorn", "two words"]].concat();
+        assert_eq!(given.lines().collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]

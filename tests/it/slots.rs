@@ -163,87 +163,6 @@ fn client_that_left_at_an_early_hint_does_not_free_the_slot() {
 }
 
 #[test]
-fn no_slot_is_lost_however_exchanges_end() {
-    let app = App::unix();
-    app.serve(any_answer);
-    let dir = tempfile::tempdir().unwrap();
-    let admin = format!("unix:{}", unix_path(&dir).display());
-    let proxy = Proxy::start(&app, &["--concurrency", "3", "--admin", &admin]);
-    let addr = proxy.addr;
-    thread::scope(|scope| {
-        for seed in 0..12 {
-            scope.spawn(move || {
-                let mut random = fastrand::Rng::with_seed(seed);
-                for _ in 0..40 {
-                    any_client(Client::connect(addr), &mut random);
-                }
-            });
-        }
-    });
-    assert!(app.most_at_once() <= 3, "{} at once", app.most_at_once());
-
-    // All three slots are free: three requests are at the app together.
-    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
-    for client in &mut clients {
-        client.get("/meet");
-    }
-    for client in &mut clients {
-        assert_eq!(client.response().text(), "met");
-    }
-    // And nothing is left of the others.
-    let mut admin = Client::unix(&unix_path(&dir));
-    until(|| {
-        admin.get("/status");
-        let status: serde_json::Value = serde_json::from_slice(&admin.response().body).unwrap();
-        ["/in_flight", "/queued", "/receiving", "/delivering", "/spooled/memory", "/spooled/disk"]
-            .iter()
-            .all(|count| status.pointer(count).unwrap() == 0)
-    });
-}
-
-/// Answers in one of the ways that an app has, good and bad.
-fn any_answer(conn: &mut AppConn, request: Message) {
-    static MEETING: std::sync::Barrier = std::sync::Barrier::new(3);
-    match request.target() {
-        "/meet" => {
-            MEETING.wait();
-            conn.send(ok("met"));
-        }
-        "/0" => conn.send(ok("small")),
-        "/1" => conn.send(ok(pattern(2_000_000))),
-        "/2" => {
-            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-            conn.send(chunked(&pattern(300_000), 10_000));
-        }
-        "/3" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ncut"),
-        "/4" => conn.send("no HTTP at all\r\n\r\n"),
-        "/5" => conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"),
-        _ => {}
-    }
-}
-
-/// Sends one request and leaves at a moment of chance, politely or not.
-fn any_client(mut client: Client, random: &mut fastrand::Rng) {
-    let target = random.u8(0..7);
-    let body = vec![b'x'; random.usize(0..100_000)];
-    let head = format!(
-        "PUT /{target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    let request = [head.as_bytes(), &body].concat();
-    // A third of the requests are cut; most of the others wait for something of their answer.
-    let whole = random.u8(0..3) > 0;
-    let sent = if whole { request.len() } else { random.usize(1..request.len()) };
-    let _ = client.try_send(&request[..sent]);
-    if whole && random.u8(0..3) > 0 {
-        client.read_some(random.usize(1..500_000));
-    }
-    if random.bool() {
-        client.reset();
-    }
-}
-
-#[test]
 fn worker_whose_answer_breaks_the_rules_keeps_its_slot() {
     let (app, proxy) = one_slot();
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -322,4 +241,85 @@ fn request_that_was_begun_is_sent_whole_whatever_becomes_of_the_client() {
     drop(worker);
     app.request().0.reply("");
     next.response();
+}
+
+#[test]
+fn no_slot_is_lost_however_exchanges_end() {
+    let app = App::unix();
+    app.serve(any_answer);
+    let dir = tempfile::tempdir().unwrap();
+    let admin = format!("unix:{}", unix_path(&dir).display());
+    let proxy = Proxy::start(&app, &["--concurrency", "3", "--admin", &admin]);
+    let addr = proxy.addr;
+    thread::scope(|scope| {
+        for seed in 0..12 {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                for _ in 0..40 {
+                    any_client(Client::connect(addr), &mut random);
+                }
+            });
+        }
+    });
+    assert!(app.most_at_once() <= 3, "{} at once", app.most_at_once());
+
+    // All three slots are free: three requests are at the app together.
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.get("/meet");
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "met");
+    }
+    // And nothing is left of the others.
+    let mut admin = Client::unix(&unix_path(&dir));
+    until(|| {
+        admin.get("/status");
+        let status: serde_json::Value = serde_json::from_slice(&admin.response().body).unwrap();
+        ["/in_flight", "/queued", "/receiving", "/delivering", "/spooled/memory", "/spooled/disk"]
+            .iter()
+            .all(|count| status.pointer(count).unwrap() == 0)
+    });
+}
+
+/// Answers in one of the ways that an app has, good and bad.
+fn any_answer(conn: &mut AppConn, request: Message) {
+    static MEETING: std::sync::Barrier = std::sync::Barrier::new(3);
+    match request.target() {
+        "/meet" => {
+            MEETING.wait();
+            conn.send(ok("met"));
+        }
+        "/0" => conn.send(ok("small")),
+        "/1" => conn.send(ok(pattern(2_000_000))),
+        "/2" => {
+            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            conn.send(chunked(&pattern(300_000), 10_000));
+        }
+        "/3" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ncut"),
+        "/4" => conn.send("no HTTP at all\r\n\r\n"),
+        "/5" => conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"),
+        _ => {}
+    }
+}
+
+/// Sends one request and leaves at a moment of chance, politely or not.
+fn any_client(mut client: Client, random: &mut fastrand::Rng) {
+    let target = random.u8(0..7);
+    let body = vec![b'x'; random.usize(0..100_000)];
+    let head = format!(
+        "PUT /{target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let request = [head.as_bytes(), &body].concat();
+    // A third of the requests are cut; most of the others wait for something of their answer.
+    let whole = random.u8(0..3) > 0;
+    let sent = if whole { request.len() } else { random.usize(1..request.len()) };
+    let _ = client.try_send(&request[..sent]);
+    if whole && random.u8(0..3) > 0 {
+        client.read_some(random.usize(1..500_000));
+    }
+    if random.bool() {
+        client.reset();
+    }
 }
