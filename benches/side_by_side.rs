@@ -16,7 +16,7 @@ use support::{cpu, memory, process, rescue};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue]
-  --quick       one round, fewer clients, shorter
+  --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT";
 
@@ -129,7 +129,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     let dir = tempfile::tempdir()?;
     println!("{}\n", machine()?);
     if options.wants("cpu") {
-        let rounds = if options.quick { 1 } else { 3 };
+        let rounds = if options.quick { 3 } else { 9 };
         println!("{}", cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?);
     }
     if options.wants("memory") {

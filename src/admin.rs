@@ -1,5 +1,5 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`, and `bufproxy healthcheck`, which
-//! asks it. Started by the lifecycle.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status`, `POST /drain`, and its clients
+//! `bufproxy healthcheck` and `bufproxy drain`. Started by the lifecycle.
 //!
 //! It has a thread and a runtime of its own and reads atomics only, so that it answers at once
 //! whatever the event loops and the workers do. Nothing of a client's or of the app's is in its
@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
 use hyper::client::conn::http1 as client;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -26,7 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Builder;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{Config, Listen};
 use crate::error::Reason;
@@ -38,6 +38,9 @@ const CONNECTIONS: usize = 64;
 
 /// For a request head.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks of `drain --wait`.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Where the process is in its life, as `/readyz` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,23 +67,31 @@ impl State {
     }
 }
 
-/// The state, set by the lifecycle and read by the admin thread.
+/// What the lifecycle and the admin thread tell each other: the state, and that a drain is asked for.
 #[derive(Debug)]
-pub struct Health(AtomicU8);
+pub struct Health {
+    state: AtomicU8,
+    drain: Notify,
+}
 
 impl Default for Health {
     fn default() -> Health {
-        Health(AtomicU8::new(State::Starting as u8))
+        Health { state: AtomicU8::new(State::Starting as u8), drain: Notify::new() }
     }
 }
 
 impl Health {
     pub fn set(&self, state: State) {
-        self.0.store(state as u8, Relaxed);
+        self.state.store(state as u8, Relaxed);
     }
 
     pub fn get(&self) -> State {
-        State::ALL[usize::from(self.0.load(Relaxed))]
+        State::ALL[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// Waits for a `POST /drain`. One that came before the call counts. Cancel safe.
+    pub async fn drain_asked(&self) {
+        self.drain.notified().await;
     }
 }
 
@@ -144,42 +155,85 @@ pub fn start(
 /// `bufproxy healthcheck`: asks `/readyz` of the admin listener at `addr`, at most `limit`. Err is one
 /// line that says what is wrong.
 pub fn healthcheck(addr: &Listen, limit: Duration) -> Result<(), String> {
+    within(addr, limit, async {
+        match ask(addr, Method::GET, "/readyz").await? {
+            (StatusCode::OK, _) => Ok(()),
+            (status, word) => Err(unexpected(status, &word)),
+        }
+    })
+}
+
+/// `bufproxy drain`: asks the bufproxy whose admin listener is at `addr` to stop, as TERM does; with
+/// `wait` it returns when that one has ended. At most `limit`. Err is one line that says what is
+/// wrong, or what was still under way.
+pub fn drain(addr: &Listen, wait: bool, limit: Duration) -> Result<(), String> {
+    let left = std::cell::RefCell::default();
+    let drained = within(addr, limit, async {
+        match ask(addr, Method::POST, "/drain").await? {
+            (StatusCode::ACCEPTED, _) => {}
+            (status, word) => return Err(unexpected(status, &word)),
+        }
+        // Its end is the sign: before it a next request may come on a connection that is kept.
+        while wait && let Ok((_, status)) = ask(addr, Method::GET, "/status").await {
+            *left.borrow_mut() = status;
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    });
+    drained.map_err(|problem| match under_way(&left.borrow()) {
+        Some(counts) => format!("{addr}: not drained within {} s: {counts}", limit.as_secs_f64()),
+        None => problem,
+    })
+}
+
+/// The counts of a `/status`, in words.
+fn under_way(status: &str) -> Option<String> {
+    let status: serde_json::Value = serde_json::from_str(status).ok()?;
+    let counts = ["receiving", "queued", "in_flight", "delivering"];
+    let counts = counts.map(|name| format!("{} {}", status[name], name.replace('_', " ")));
+    Some(counts.join(", "))
+}
+
+fn unexpected(status: StatusCode, word: &str) -> io::Error {
+    io::Error::other(format!("{word} ({})", status.as_u16()))
+}
+
+/// Runs a client of the listener at `addr`; what goes wrong is one line that names it.
+fn within(
+    addr: &Listen,
+    limit: Duration,
+    client: impl Future<Output = io::Result<()>>,
+) -> Result<(), String> {
     let problem = |e: &dyn std::fmt::Display| format!("{addr}: {e}");
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| problem(&e))?;
-    let answer = async {
-        match addr {
-            Listen::Tcp(addr) => {
-                // An unspecified address, as one binds to, is the loopback to Linux.
-                let stream = TcpStream::connect_timeout(addr, limit)?;
-                stream.set_nonblocking(true)?;
-                get_readyz(tokio::net::TcpStream::from_std(stream)?).await
-            }
-            Listen::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                get_readyz(tokio::net::UnixStream::from_std(stream)?).await
-            }
-        }
-    };
-    let answer = runtime.block_on(async { tokio::time::timeout(limit, answer).await });
-    match answer {
+    match runtime.block_on(async { tokio::time::timeout(limit, client).await }) {
         Err(_) => Err(problem(&format_args!("no answer within {} s", limit.as_secs_f64()))),
-        Ok(Err(e)) => Err(problem(&e)),
-        Ok(Ok((StatusCode::OK, _))) => Ok(()),
-        Ok(Ok((status, word))) => Err(problem(&format_args!("{word} ({})", status.as_u16()))),
+        Ok(done) => done.map_err(|e| problem(&e)),
     }
 }
 
-async fn get_readyz(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-) -> io::Result<(StatusCode, String)> {
-    use http_body_util::BodyExt;
-
-    let request = Request::get("/readyz")
+/// One request. Gives the status and the body.
+async fn ask(addr: &Listen, method: Method, path: &str) -> io::Result<(StatusCode, String)> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", "localhost")
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
+    match addr {
+        // An unspecified address, as one binds to, is the loopback to Linux.
+        Listen::Tcp(addr) => exchange(tokio::net::TcpStream::connect(addr).await?, request).await,
+        Listen::Unix(path) => exchange(tokio::net::UnixStream::connect(path).await?, request).await,
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    request: Request<Empty<Bytes>>,
+) -> io::Result<(StatusCode, String)> {
+    use http_body_util::BodyExt;
+
     let (mut sender, connection) =
         client::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let exchange = async {
@@ -236,7 +290,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         let facts = facts.clone();
         tokio::task::spawn_local(async move {
             let answer = service_fn(move |request: Request<_>| {
-                let response = facts.answer(request.method(), request.uri().path());
+                let response = facts.answer(&request);
                 async { Ok::<_, Infallible>(response) }
             });
             let _ = server::Builder::new()
@@ -250,19 +304,27 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 }
 
 impl Facts {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         let state = self.state();
         let ready = if state == State::Ready { 200 } else { 503 };
-        let (status, kind, body) = match path {
-            _ if method != Method::GET && method != Method::HEAD => {
-                (405, TEXT, "only GET and HEAD\n".into())
+        let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+        let (status, kind, body) = match request.uri().path() {
+            "/drain" if request.method() != Method::POST => (405, TEXT, "only POST\n".into()),
+            // Some page in a browser on this machine; operators' programs send none.
+            "/drain" if request.headers().contains_key(ORIGIN) => {
+                (403, TEXT, "not from a page\n".into())
             }
+            "/drain" => {
+                self.health.drain.notify_one();
+                (202, TEXT, "draining\n".into())
+            }
+            _ if !reads => (405, TEXT, "only GET and HEAD\n".into()),
             "/healthz" => (200, TEXT, "ok\n".into()),
             "/readyz" => (ready, TEXT, format!("{}\n", state.name())),
             "/metrics" => (200, "text/plain; version=0.0.4; charset=utf-8", self.metrics()),
             "/status" => (200, "application/json", self.status()),
-            _ => (404, TEXT, "/healthz, /readyz, /metrics, /status\n".into()),
+            _ => (404, TEXT, "/healthz, /readyz, /metrics, /status, POST /drain\n".into()),
         };
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();

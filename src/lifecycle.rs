@@ -1,8 +1,8 @@
 //! Boot, serve, stop: the process from its first system call to its exit code. `main` calls `run`,
 //! on the main thread, which becomes the thread of loop 0 and lives to the end.
 //!
-//! Signals, the end of the wrapped command and the readiness probe are its only input; what they
-//! bring about is decided in `machine` and done here.
+//! Signals, the end of the wrapped command, the readiness probe and `POST /drain` are its only input;
+//! what they bring about is decided in `machine` and done here.
 
 mod machine;
 
@@ -121,6 +121,7 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 Ok(seen) => Event::AppAnswered(seen),
                 Err(missing) => Event::BootFailed(missing),
             },
+            () = health.drain_asked() => Event::DrainAsked,
             () = tokio::time::sleep(TICK), if machine.ticking() => Event::Tick,
         };
         let todo = machine.on(event, server.counts(), Instant::now());

@@ -33,6 +33,12 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => fail(&problem, 1),
         },
+        Ok(Invocation::Drain(drain)) => {
+            match admin::drain(&drain.admin, drain.wait, drain.timeout) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(problem) => fail(&problem, 1),
+            }
+        }
         Ok(Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text)) => {
             // Nobody reads it any more: nothing to say about that.
             let _ = std::io::stdout().write_all(text.as_bytes());

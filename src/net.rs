@@ -100,15 +100,6 @@ impl Stream {
         }
     }
 
-    /// The peer has closed, whether or not there is something left to read.
-    pub(crate) fn hung_up(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(self.socket(), PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_err()
-            || fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-
     /// Ready when the peer has read all that was written (SIOCOUTQ is 0), or has closed.
     pub(crate) fn poll_all_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {

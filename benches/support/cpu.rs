@@ -4,9 +4,10 @@
 
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::app::{App, Upstream};
-use super::load::{self, Client, block_on, closed_loop};
+use super::load::{self, block_on, closed_loop};
 use super::proxies::{Kind, Proxy};
 use super::table::{figure, markdown, median};
 
@@ -16,7 +17,7 @@ struct Case {
     name: &'static str,
     upstream: Upstream,
     request: fn() -> Vec<u8>,
-    /// Enough for half a second and more of nginx's time.
+    /// Of one round: about a tenth of a second of nginx's time and more.
     requests: usize,
 }
 
@@ -31,23 +32,23 @@ const CASES: [Case; 10] = {
         Case { name, upstream, request, requests }
     }
     [
-        case("100 B, keep-alive", Keep, || load::get("/100"), 20_000),
-        case("100 B, connection per request", Close, || load::get("/100"), 16_000),
-        case("12 KB, keep-alive", Keep, || load::get("/12288"), 14_000),
-        case("12 KB, connection per request", Close, || load::get("/12288"), 10_000),
-        case("100 KB, keep-alive", Keep, || load::get("/102400"), 4_000),
-        case("100 KB, connection per request", Close, || load::get("/102400"), 4_000),
-        case("1 MiB, keep-alive", Keep, || load::get("/1048576"), 600),
-        case("1 MiB, connection per request", Close, || load::get("/1048576"), 600),
-        case("POST of 64 KB, keep-alive", Keep, || load::post("/100", 65_536, 65_536), 5_000),
-        case(
-            "POST of 64 KB, connection per request",
-            Close,
-            || load::post("/100", 65_536, 65_536),
-            5_000,
-        ),
+        case("100 B, keep-alive", Keep, || load::get("/100"), 7_000),
+        case("100 B, connection per request", Close, || load::get("/100"), 5_000),
+        case("12 KB, keep-alive", Keep, || load::get("/12288"), 5_000),
+        case("12 KB, connection per request", Close, || load::get("/12288"), 4_000),
+        case("100 KB, keep-alive", Keep, || load::get("/102400"), 1_500),
+        case("100 KB, connection per request", Close, || load::get("/102400"), 1_500),
+        case("1 MiB, keep-alive", Keep, || load::get("/1048576"), 250),
+        case("1 MiB, connection per request", Close, || load::get("/1048576"), 250),
+        case("POST of 64 KB, keep-alive", Keep, upload, 1_500),
+        case("POST of 64 KB, connection per request", Close, upload, 1_500),
     ]
 };
+
+fn upload() -> Vec<u8> {
+    const SIZE: usize = 64 * 1024;
+    load::post("/100", SIZE, SIZE)
+}
 
 /// Measures the cases whose name contains `filter`; gives the table.
 pub(crate) fn run(kinds: &[Kind], filter: &str, rounds: usize, dir: &Path) -> io::Result<String> {
@@ -86,12 +87,8 @@ pub(crate) fn run(kinds: &[Kind], filter: &str, rounds: usize, dir: &Path) -> io
 fn measure(case: &Case, proxy: &Proxy) -> io::Result<f64> {
     let request = (case.request)().into();
     block_on(async move {
-        let client = || match proxy.kind {
-            Kind::Relay => Client::ignoring_close(proxy.address),
-            _ => Client::new(proxy.address),
-        };
-        let clients = (0..CLIENTS).map(|_| client()).collect();
-        let clients = closed_loop(clients, std::rc::Rc::clone(&request), 4 * CLIENTS).await?;
+        let clients = (0..CLIENTS).map(|_| proxy.client()).collect();
+        let clients = closed_loop(clients, Rc::clone(&request), 4 * CLIENTS).await?;
         let before = proxy.process.cpu();
         let clients = closed_loop(clients, request, case.requests).await?;
         let spent = proxy.process.cpu().since(before);

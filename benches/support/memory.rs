@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use super::app::{App, Upstream};
-use super::load::{self, Client, block_on, closed_loop};
+use super::load::{self, block_on, closed_loop};
 use super::proxies::{Kind, Proxy};
 use super::table::{figure, markdown};
 
@@ -98,7 +98,7 @@ impl Case {
 
 async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
     // What is loaded or allocated at the first requests is not a client's.
-    let warm = (0..8).map(|_| new_client(proxy)).collect();
+    let warm = (0..8).map(|_| proxy.client()).collect();
     closed_loop(warm, load::get("/100").into(), 64).await?;
     let (memory, disk) = (proxy.process.allocated(), proxy.process.disk());
     let clients = match case {
@@ -121,18 +121,11 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
     Ok(cost)
 }
 
-fn new_client(proxy: &Proxy) -> Client {
-    match proxy.kind {
-        Kind::Relay => Client::ignoring_close(proxy.address),
-        _ => Client::new(proxy.address),
-    }
-}
-
 async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
     let request = load::get("/100");
     let mut streams = Vec::with_capacity(clients);
     for _ in 0..clients {
-        let mut client = new_client(proxy);
+        let mut client = proxy.client();
         client.exchange(&request).await?;
         streams.push(client.into_stream().ok_or_else(|| io::Error::other("not kept alive"))?);
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::app::Upstream;
+use super::load::Client;
 use super::process::Process;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +156,13 @@ impl Proxy {
         let log = File::options().append(true).open(log)?;
         let process = start(&command, log, &dir, || TcpStream::connect(address).is_ok())?;
         Ok(Proxy { kind, address, process })
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        match self.kind {
+            Kind::Relay => Client::ignoring_close(self.address),
+            _ => Client::new(self.address),
+        }
     }
 }
 

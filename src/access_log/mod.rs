@@ -69,6 +69,8 @@ pub struct Record {
     pub paced: bool,
     /// A stream: flushed as it came.
     pub stream: bool,
+    /// A tunnel after a 101: `body_bytes_sent` and `request_length` count both ways.
+    pub tunnel: bool,
     /// Number of the connection in this process.
     pub connection: u64,
     /// How often this connection was used before: nginx's $connection_requests is this plus one.
@@ -107,6 +109,7 @@ impl Record {
             retry: 0,
             paced: false,
             stream: false,
+            tunnel: false,
             connection: 0,
             connection_requests: 0,
             response_head: Vec::new(),

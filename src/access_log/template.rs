@@ -37,7 +37,7 @@ const JSON: &str = "{\"time\":$time,\"name\":\"$log_name\",\"service\":$request_
     \"user_agent\":$http_user_agent,\"client\":$client,\"receive\":$receive_time,\
     \"queue\":$queue_time,\"connect\":$connect_time,\"first_byte\":$first_byte_time,\
     \"upstream\":$app_time,\"send\":$send_time,\"retry\":$retry,\"paced\":$paced,\
-    \"stream\":$stream,\"slow\":$slow,\"end\":$end}";
+    \"stream\":$stream,\"tunnel\":$tunnel,\"slow\":$slow,\"end\":$end}";
 
 /// A line always has room for this much of every value: more than any value of ours is long
 /// (addresses, times, numbers), so that only what clients sent is ever cut.

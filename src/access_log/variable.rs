@@ -55,6 +55,7 @@ pub(super) enum Variable {
     Slow,
     Status,
     Stream,
+    Tunnel,
     Time,
     TimeIso8601,
     TimeLocal,
@@ -144,6 +145,7 @@ static NAMES: &[(&str, Variable)] = &[
     ("slow", Variable::Slow),
     ("stream", Variable::Stream),
     ("time", Variable::Time),
+    ("tunnel", Variable::Tunnel),
 ];
 
 /// Names that a template can have beside these: their values are the process's, not the record's.
@@ -324,6 +326,7 @@ impl<'a> Source<'a> {
             Variable::Slow => Value::Plain(self.phases.slow().as_bytes()),
             Variable::Status => Value::Number(record.status.into()),
             Variable::Stream => Value::Flag(record.stream),
+            Variable::Tunnel => Value::Flag(record.tunnel),
             Variable::Time => {
                 scratch.extend_from_slice(clock.date_time(self.written()));
                 scratch.extend_from_slice(b".000Z");
@@ -553,7 +556,8 @@ fn address(ip: IpAddr, scratch: &mut Vec<u8>) -> Value<'_> {
     Value::Plain(scratch)
 }
 
-/// ` retry=1`, ` paced=1`, ` stream=1`: each only where it is so.
+/// ` retry=1`, ` paced=1`, ` stream=1`, ` tunnel=1` with the bytes of the other way: each only where
+/// it is so.
 fn marks<'s>(record: &Record, scratch: &'s mut Vec<u8>) -> Value<'s> {
     if record.retry > 0 {
         scratch.extend_from_slice(b" retry=");
@@ -564,6 +568,10 @@ fn marks<'s>(record: &Record, scratch: &'s mut Vec<u8>) -> Value<'s> {
     }
     if record.stream {
         scratch.extend_from_slice(b" stream=1");
+    }
+    if record.tunnel {
+        scratch.extend_from_slice(b" tunnel=1 received=");
+        scratch.extend_from_slice(itoa::Buffer::new().format(record.request_length).as_bytes());
     }
     Value::Plain(scratch)
 }

@@ -1,3 +1,5 @@
+use std::io::{Read, Write};
+
 use http_body_util::BodyExt;
 
 use super::*;
@@ -146,9 +148,51 @@ fn status_is_json_with_counts_upstreams_and_budgets() {
 }
 
 #[test]
+fn a_drain_is_asked_for_by_post_and_not_by_a_page() {
+    let fixture = start_admin();
+    let asked = || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = fixture.health.drain_asked() => true,
+                () = std::future::ready(()) => false,
+            }
+        })
+    };
+    assert_eq!(fixture.get("/drain").0, 405);
+    let from_a_page =
+        b"POST /drain HTTP/1.1\r\nHost: x\r\nOrigin: null\r\nContent-Length: 0\r\n\r\n";
+    let Listen::Unix(socket) = &fixture.listen else { unreachable!() };
+    let mut page = UnixStream::connect(socket).unwrap();
+    page.write_all(from_a_page).unwrap();
+    let mut answer = [0; 12];
+    page.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 403");
+    assert!(!asked());
+
+    assert_eq!(drain(&fixture.listen, false, PATIENCE), Ok(()));
+    assert!(asked());
+}
+
+#[test]
+fn a_drain_that_takes_too_long_says_what_is_under_way() {
+    let fixture = start_admin();
+    let said = drain(&fixture.listen, true, Duration::from_millis(200)).unwrap_err();
+    let counts = "0 receiving, 0 queued, 0 in flight, 0 delivering";
+    assert_eq!(said, format!("{}: not drained within 0.2 s: {counts}", fixture.admin.addr()));
+    let nobody = Listen::Unix(fixture.dir.path().join("other.sock"));
+    let said = drain(&nobody, true, PATIENCE).unwrap_err();
+    assert!(said.contains("No such file"), "{said}");
+}
+
+#[test]
 fn other_paths_name_those_that_are_there() {
     let (status, _, body) = start_admin().get("/");
-    assert_eq!((status, body.as_str()), (404, "/healthz, /readyz, /metrics, /status\n"));
+    assert_eq!(
+        (status, body.as_str()),
+        (404, "/healthz, /readyz, /metrics, /status, POST /drain\n")
+    );
 }
 
 #[test]

@@ -19,15 +19,18 @@ pub(super) enum Typed {
     Demo,
     /// Flags, and `--timeout`.
     Healthcheck(Flags, String),
+    /// Flags, `--timeout` and `--wait`.
+    Drain(Flags, String, bool),
     Help(String),
     Version,
 }
 
-const SUBCOMMANDS: &[&str] = &["check", "demo", "healthcheck"];
+const SUBCOMMANDS: &[&str] = &["check", "demo", "drain", "healthcheck"];
 
 const USAGE: &str = "bufproxy [OPTIONS] [-- COMMAND...]
        bufproxy check [OPTIONS] [-- COMMAND...]
        bufproxy healthcheck [--admin ADDRESS] [--timeout TIME]
+       bufproxy drain [--admin ADDRESS] [--wait] [--timeout TIME]
        bufproxy demo";
 
 const AFTER: &str = "\
@@ -64,8 +67,10 @@ pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
         None => Ok(Typed::Run(flags(&matches), wrapped(&matches)?)),
         Some(("check", check)) => Ok(Typed::Check(flags(check), wrapped(check)?)),
         Some(("healthcheck", healthcheck)) => {
-            let timeout = healthcheck.get_one::<String>("timeout");
-            Ok(Typed::Healthcheck(flags(healthcheck), timeout.map_or("2s", |text| text).to_owned()))
+            Ok(Typed::Healthcheck(flags(healthcheck), timeout(healthcheck, "2s")))
+        }
+        Some(("drain", drain)) => {
+            Ok(Typed::Drain(flags(drain), timeout(drain, "30s"), drain.get_flag("wait")))
         }
         Some(_) => Ok(Typed::Demo),
     }
@@ -105,7 +110,19 @@ fn command() -> Command {
             Command::new("healthcheck")
                 .about("Ask the admin listener of a running bufproxy; exit code 0 or 1")
                 .args(named(&["admin", "config"]))
-                .arg(timeout.help("Longest wait for the answer [2s]")),
+                .arg(timeout.clone().help("Longest wait for the answer [2s]")),
+        )
+        .subcommand(
+            Command::new("drain")
+                .about("Ask a running bufproxy to stop, as TERM does, over its admin listener")
+                .args(named(&["admin", "config"]))
+                .arg(
+                    Arg::new("wait")
+                        .long("wait")
+                        .action(ArgAction::SetTrue)
+                        .help("Return when it has ended; exit code 1 if it has not by --timeout"),
+                )
+                .arg(timeout.help("Longest wait in all [30s]")),
         )
         .subcommand(Command::new("demo").about("Show what it does, with an app of its own"))
 }
@@ -127,6 +144,10 @@ fn argument(opt: &'static Opt) -> Arg {
         .allow_negative_numbers(true)
         // Given twice is an error of ours, which can name both values.
         .action(ArgAction::Append)
+}
+
+fn timeout(matches: &ArgMatches, default: &str) -> String {
+    matches.get_one::<String>("timeout").map_or(default, |text| text).to_owned()
 }
 
 fn flags(matches: &ArgMatches) -> Flags {

@@ -1,4 +1,5 @@
-//! `concurrency auto`: what the wrapped command says of its workers, when it is gunicorn.
+//! What the wrapped command says of itself, when it is gunicorn: its workers, for `concurrency auto`,
+//! its socket, and the settings that `lint` looks at.
 //!
 //! Read as gunicorn reads it: command line, then GUNICORN_CMD_ARGS, then the configuration file, then
 //! WEB_CONCURRENCY. Too few slots would idle workers and too many would only move the queue, so
@@ -20,7 +21,28 @@ pub(super) struct Gunicorn {
     pub(super) reason: String,
     /// The Unix socket that it binds, if it names one by its full path.
     pub(super) socket: Option<PathBuf>,
+    /// None: it is not gunicorn, or cannot be read.
+    pub(super) settings: Option<Settings>,
 }
+
+/// gunicorn itself.
+const PROGRAMS: &[&str] = &["gunicorn", "gunicorn.app.wsgiapp"];
+
+/// Its settings that matter here.
+const NAMES: &[&str] = &[
+    "workers",
+    "threads",
+    "worker_class",
+    "bind",
+    "timeout",
+    "graceful_timeout",
+    "keepalive",
+    "reuse_port",
+    "preload_app",
+    "accesslog",
+    "forwarded_allow_ips",
+    "config",
+];
 
 /// Programs that run the command that follows them.
 const LAUNCHERS: &[&str] = &[
@@ -84,127 +106,208 @@ pub(super) fn inspect(
     if words.is_empty() {
         return unknown("no wrapped command to learn it from");
     }
-    let Some(arguments) = gunicorn_arguments(&words, env) else {
+    let Some(arguments) = arguments_of(PROGRAMS, &words, env) else {
         return unknown("the command is not a gunicorn that can be read");
     };
     let mut settings = Settings::default();
-    settings.take_arguments(&arguments);
+    settings.take_arguments(&arguments, Place::CommandLine);
     if let Some(arguments) = env.get("GUNICORN_CMD_ARGS") {
-        settings.take_arguments(&shell_words(arguments, &BTreeMap::new()).concat());
+        settings
+            .take_arguments(&shell_words(arguments, &BTreeMap::new()).concat(), Place::Variable);
     }
-    settings.take_file(read);
+    settings.take_file(read, env);
     settings.conclude(env)
 }
 
 fn unknown(reason: impl Into<String>) -> Gunicorn {
-    Gunicorn { slots: None, reason: reason.into(), socket: None }
+    Gunicorn { slots: None, reason: reason.into(), socket: None, settings: None }
 }
 
 /// One setting: the first source that has it wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Setting {
-    Literal(String),
-    /// An expression in this file, whose value only Python knows.
-    Expression(String),
+pub(super) struct Setting {
+    /// None: an expression, whose value only Python knows.
+    pub(super) literal: Option<String>,
+    /// As it is written.
+    pub(super) text: String,
+    pub(super) place: Place,
 }
 
-#[derive(Debug, Default)]
-struct Settings {
-    workers: Option<Setting>,
-    threads: Option<Setting>,
-    worker_class: Option<Setting>,
-    bind: Option<Setting>,
+/// Where a setting stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    CommandLine,
+    /// GUNICORN_CMD_ARGS
+    Variable,
+    File(String),
+}
+
+impl Setting {
+    /// `--timeout 60`, `--timeout 60 in GUNICORN_CMD_ARGS`, `timeout = 60 in gunicorn.conf.py`.
+    pub(super) fn show(&self, flag: &str, name: &str) -> String {
+        let Setting { text, place, .. } = self;
+        match place {
+            Place::CommandLine => format!("{flag} {text}"),
+            Place::Variable => format!("{flag} {text} in GUNICORN_CMD_ARGS"),
+            Place::File(file) => format!("{name} = {text} in {file}"),
+        }
+    }
+
+    /// The same for a flag without a value: `--reuse-port`, `reuse_port = True in gunicorn.conf.py`.
+    pub(super) fn show_flag(&self, flag: &str, name: &str) -> String {
+        match self.place {
+            Place::File(_) => self.show(flag, name),
+            _ => self.show(flag, name).replacen(" True", "", 1),
+        }
+    }
+
+    /// Switched on, be it under a condition.
+    pub(super) fn is_on(&self) -> bool {
+        self.text == "True"
+    }
+
+    /// As a number, where it is one.
+    pub(super) fn number(&self) -> Option<u64> {
+        self.literal.as_ref()?.parse().ok()
+    }
+}
+
+/// Those that matter here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) workers: Option<Setting>,
+    pub(super) threads: Option<Setting>,
+    pub(super) worker_class: Option<Setting>,
+    /// All addresses, with commas between them.
+    pub(super) bind: Option<Setting>,
+    pub(super) timeout: Option<Setting>,
+    pub(super) graceful_timeout: Option<Setting>,
+    pub(super) keepalive: Option<Setting>,
+    pub(super) reuse_port: Option<Setting>,
+    pub(super) preload_app: Option<Setting>,
+    pub(super) accesslog: Option<Setting>,
+    pub(super) forwarded_allow_ips: Option<Setting>,
     config: Option<Setting>,
+    /// The configuration file, as it is called in messages.
+    pub(super) file: Option<String>,
+    /// The file has workers that ignore TERM. None: it cannot be read.
+    pub(super) ignores_term: Option<bool>,
 }
 
 impl Settings {
     fn slot(&mut self, name: &str) -> Option<&mut Option<Setting>> {
-        match name {
-            "workers" => Some(&mut self.workers),
-            "threads" => Some(&mut self.threads),
-            "worker_class" => Some(&mut self.worker_class),
-            "bind" => Some(&mut self.bind),
-            "config" => Some(&mut self.config),
-            _ => None,
-        }
+        Some(match name {
+            "workers" => &mut self.workers,
+            "threads" => &mut self.threads,
+            "worker_class" => &mut self.worker_class,
+            "bind" => &mut self.bind,
+            "timeout" => &mut self.timeout,
+            "graceful_timeout" => &mut self.graceful_timeout,
+            "keepalive" => &mut self.keepalive,
+            "reuse_port" => &mut self.reuse_port,
+            "preload_app" => &mut self.preload_app,
+            "accesslog" => &mut self.accesslog,
+            "forwarded_allow_ips" => &mut self.forwarded_allow_ips,
+            "config" => &mut self.config,
+            _ => return None,
+        })
     }
 
     /// gunicorn's command line. Within it the last one wins, but for `--bind`, where all of them are
-    /// bound and the first is as good as any.
-    fn take_arguments(&mut self, words: &[String]) {
+    /// bound.
+    fn take_arguments(&mut self, words: &[String], place: Place) {
         let mut found = Settings::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let Some((name, attached)) = known_flag(word) else { continue };
-            let Some(value) = attached.or_else(|| words.next().cloned()) else { break };
-            if let Some(slot) = found.slot(name)
-                && (name != "bind" || slot.is_none())
-            {
-                *slot = Some(Setting::Literal(value));
+            let value = match name {
+                "reuse_port" | "preload_app" => Some("True".to_owned()),
+                _ => attached.or_else(|| words.next().cloned()),
+            };
+            let Some(mut value) = value else { break };
+            let Some(slot) = found.slot(name) else { continue };
+            if let (Some(first), "bind") = (&slot, name) {
+                value = format!("{},{value}", first.text);
             }
+            *slot =
+                Some(Setting { literal: Some(value.clone()), text: value, place: place.clone() });
         }
         self.fill_from(found);
     }
 
     /// The configuration file: `--config`, or `./gunicorn.conf.py`, which gunicorn loads unasked.
-    fn take_file(&mut self, read: ReadFile<'_>) {
-        let named = match &self.config {
-            Some(Setting::Literal(name)) => Some(name.as_str()),
-            _ => None,
-        };
+    fn take_file(&mut self, read: ReadFile<'_>, env: &BTreeMap<String, String>) {
+        let named = self.config.as_ref().and_then(|config| config.literal.as_deref());
         let path = named.unwrap_or("./gunicorn.conf.py");
         let path = path.strip_prefix("file:").unwrap_or(path);
         let shown = path.strip_prefix("./").unwrap_or(path).to_owned();
         let text = read(Path::new(path)).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let found = match text {
-            Some(text) => assignments(&text, &shown),
-            None if named.is_none() => return,
+            Some(text) => assignments(&text, &shown, env),
+            None if named.is_none() => {
+                Settings { ignores_term: Some(false), ..Settings::default() }
+            }
             // A module (`python:app.conf`), or a file that is not there yet.
             None => everything_is_in(&shown),
         };
         self.fill_from(found);
     }
 
-    fn fill_from(&mut self, lower: Settings) {
-        let Settings { workers, threads, worker_class, bind, config } = lower;
-        self.workers = self.workers.take().or(workers);
-        self.threads = self.threads.take().or(threads);
-        self.worker_class = self.worker_class.take().or(worker_class);
-        self.bind = self.bind.take().or(bind);
-        self.config = self.config.take().or(config);
+    fn fill_from(&mut self, mut lower: Settings) {
+        for name in NAMES {
+            let below = lower.slot(name).and_then(Option::take);
+            if let Some(slot) = self.slot(name) {
+                *slot = slot.take().or(below);
+            }
+        }
+        self.file = self.file.take().or(lower.file);
+        self.ignores_term = self.ignores_term.or(lower.ignores_term);
     }
 
     fn conclude(self, env: &BTreeMap<String, String>) -> Gunicorn {
-        let socket = match &self.bind {
-            Some(Setting::Literal(address)) => unix_socket(address),
-            _ => None,
-        };
+        let bound = self.bind.as_ref().and_then(|bind| bind.literal.as_deref());
+        let socket = bound.and_then(|bound| bound.split(',').find_map(unix_socket));
         let (slots, reason) = match self.slots(env) {
             Ok((slots, reason)) => (Some(slots), reason),
             Err(reason) => (None, reason),
         };
-        Gunicorn { slots, reason, socket }
+        Gunicorn { slots, reason, socket, settings: Some(self) }
     }
 
-    fn slots(&self, env: &BTreeMap<String, String>) -> Result<(usize, String), String> {
-        let class = match &self.worker_class {
-            None => "sync",
-            Some(Setting::Literal(class)) => class.strip_prefix("egg:gunicorn#").unwrap_or(class),
-            Some(Setting::Expression(file)) => return Err(only_python_knows("worker_class", file)),
-        };
-        let threaded = match class {
-            "sync" | "gunicorn.workers.sync.SyncWorker" => false,
-            "gthread" | "gunicorn.workers.gthread.ThreadWorker" => true,
-            _ => return Err(format!("gunicorn {class}, not a class of one request a thread")),
-        };
-        let threads = number(&self.threads, "threads")?.unwrap_or(1);
-        let (workers, from) = match number(&self.workers, "workers")? {
+    /// The class of its workers by its short name, where it has one.
+    pub(super) fn class(&self) -> Result<&str, String> {
+        let Some(class) = &self.worker_class else { return Ok("sync") };
+        let literal = class.literal.as_deref();
+        let name = literal.ok_or_else(|| only_python_knows("worker_class", &class.place))?;
+        Ok(match name.strip_prefix("egg:gunicorn#").unwrap_or(name) {
+            "gunicorn.workers.sync.SyncWorker" => "sync",
+            "gunicorn.workers.gthread.ThreadWorker" => "gthread",
+            name => name,
+        })
+    }
+
+    /// Workers, and where their number is from.
+    pub(super) fn workers(
+        &self,
+        env: &BTreeMap<String, String>,
+    ) -> Result<(usize, &'static str), String> {
+        Ok(match number(&self.workers, "workers")? {
             Some(workers) => (workers, ""),
             None => match env.get("WEB_CONCURRENCY") {
                 None => (1, ""),
                 Some(text) => (parse(text, "WEB_CONCURRENCY")?, " from WEB_CONCURRENCY"),
             },
+        })
+    }
+
+    fn slots(&self, env: &BTreeMap<String, String>) -> Result<(usize, String), String> {
+        let threaded = match self.class()? {
+            "sync" => false,
+            "gthread" => true,
+            class => return Err(format!("gunicorn {class}, not a class of one request a thread")),
         };
+        let threads = number(&self.threads, "threads")?.unwrap_or(1);
+        let (workers, from) = self.workers(env)?;
         let many = |count: usize, what: &str| {
             format!("{count} {what}{}", if count == 1 { "" } else { "s" })
         };
@@ -218,15 +321,16 @@ impl Settings {
     }
 }
 
-fn only_python_knows(name: &str, file: &str) -> String {
+fn only_python_knows(name: &str, place: &Place) -> String {
+    let file = if let Place::File(file) = place { file } else { "its arguments" };
     format!("{name} in {file} is not a literal: --concurrency N sets it")
 }
 
 fn number(setting: &Option<Setting>, name: &str) -> Result<Option<usize>, String> {
-    match setting {
-        None => Ok(None),
-        Some(Setting::Literal(text)) => parse(text, name).map(Some),
-        Some(Setting::Expression(file)) => Err(only_python_knows(name, file)),
+    let Some(Setting { literal, place, .. }) = setting else { return Ok(None) };
+    match literal {
+        Some(text) => parse(text, name).map(Some),
+        None => Err(only_python_knows(name, place)),
     }
 }
 
@@ -251,6 +355,13 @@ fn known_flag(word: &str) -> Option<(&'static str, Option<String>)> {
             ("threads", "threads", 2),
             ("worker-class", "worker_class", 9),
             ("bind", "bind", 2),
+            ("timeout", "timeout", 2),
+            ("graceful-timeout", "graceful_timeout", 3),
+            ("keep-alive", "keepalive", 3),
+            ("reuse-port", "reuse_port", 3),
+            ("preload", "preload_app", 3),
+            ("access-logfile", "accesslog", 12),
+            ("forwarded-allow-ips", "forwarded_allow_ips", 9),
             ("config", "config", 3),
         ];
         let found = names.iter().find(|(name, _, shortest)| {
@@ -263,28 +374,33 @@ fn known_flag(word: &str) -> Option<(&'static str, Option<String>)> {
         "-k" => "worker_class",
         "-b" => "bind",
         "-c" => "config",
+        "-t" => "timeout",
         _ => return None,
     };
     let value = word.get(2..).filter(|value| !value.is_empty());
     Some((name, value.map(|value| value.strip_prefix('=').unwrap_or(value).to_owned())))
 }
 
-fn unix_socket(address: &str) -> Option<PathBuf> {
+pub(super) fn unix_socket(address: &str) -> Option<PathBuf> {
     let path = address.strip_prefix("unix:")?;
     let path = path.strip_prefix("//").unwrap_or(path);
     path.starts_with('/').then(|| PathBuf::from(path))
 }
 
-/// The words after gunicorn, if that is what the command runs.
-fn gunicorn_arguments(words: &[String], env: &BTreeMap<String, String>) -> Option<Vec<String>> {
+/// The words after one of `programs`, if that is what the command runs.
+pub(super) fn arguments_of(
+    programs: &[&str],
+    words: &[String],
+    env: &BTreeMap<String, String>,
+) -> Option<Vec<String>> {
     let program = base_name(words.first()?);
     if SHELLS.contains(&program) {
         let script = words.iter().position(|word| word.starts_with('-') && word.ends_with('c'))?;
         let commands = shell_words(words.get(script + 1)?, env);
         // `pip install gunicorn && gunicorn app`: the last one is what stays.
-        return commands.iter().rev().find_map(|command| gunicorn_arguments(command, env));
+        return commands.iter().rev().find_map(|command| arguments_of(programs, command, env));
     }
-    let place = words.iter().position(|word| is_gunicorn(word))?;
+    let place = words.iter().position(|word| programs.contains(&base_name(word)))?;
     let before = &words[..place];
     let launched = before.iter().enumerate().all(|(index, word)| {
         let previous = index.checked_sub(1).map(|previous| before[previous].as_str());
@@ -297,10 +413,6 @@ fn gunicorn_arguments(words: &[String], env: &BTreeMap<String, String>) -> Optio
     // Anything else decides itself what it does with the words (`datasette gunicorn my.db -w 4`
     // runs an async class).
     launched.then(|| words[place + 1..].to_vec())
-}
-
-fn is_gunicorn(word: &str) -> bool {
-    matches!(base_name(word), "gunicorn" | "gunicorn.app.wsgiapp")
 }
 
 fn is_launcher(word: &str) -> bool {
@@ -368,22 +480,27 @@ fn shell_words(text: &str, env: &BTreeMap<String, String>) -> Vec<Vec<String>> {
 
 /// Everything of a file that cannot be read here.
 fn everything_is_in(file: &str) -> Settings {
-    let unknown = || Some(Setting::Expression(file.to_owned()));
-    Settings {
-        workers: unknown(),
-        threads: unknown(),
-        worker_class: unknown(),
-        bind: unknown(),
-        config: None,
+    let place = Place::File(file.to_owned());
+    let unknown = Setting { literal: None, text: String::new(), place };
+    let mut settings = Settings { file: Some(file.to_owned()), ..Settings::default() };
+    for name in NAMES.iter().filter(|name| **name != "config") {
+        if let Some(slot) = settings.slot(name) {
+            *slot = Some(unknown.clone());
+        }
     }
+    settings
 }
 
 /// Literal assignments of a gunicorn configuration file. An assignment that is indented, computed or
 /// imported is an expression.
-fn assignments(text: &str, file: &str) -> Settings {
-    let mut found = Settings::default();
+fn assignments(text: &str, file: &str, env: &BTreeMap<String, String>) -> Settings {
+    let mut found = Settings { file: Some(file.to_owned()), ..Settings::default() };
+    found.ignores_term = Some(false);
     for line in text.lines() {
         let statement = line.trim_start();
+        if !statement.starts_with('#') && ["SIGTERM", "SIG_IGN"].iter().all(|s| line.contains(s)) {
+            found.ignores_term = Some(true);
+        }
         if statement.starts_with("from ") && statement.trim_end().ends_with('*') {
             found = everything_is_in(file);
             continue;
@@ -408,25 +525,48 @@ fn assignments(text: &str, file: &str) -> Settings {
             _ if rest.contains('=') && !rest.starts_with("==") => "",
             _ => continue,
         };
-        *slot = Some(match literal(value) {
-            Some(value) if statement.len() == line.len() => Setting::Literal(value),
-            _ => Setting::Expression(file.to_owned()),
+        let unconditional = statement.len() == line.len();
+        *slot = Some(Setting {
+            literal: literal(value).or_else(|| variable(value, env)).filter(|_| unconditional),
+            text: value.split(" #").next().unwrap_or(value).trim().to_owned(),
+            place: Place::File(file.to_owned()),
         });
     }
     found
 }
 
-/// A number or a string, a comment after it allowed.
+/// A variable of the environment: `os.environ["N"]`, `os.environ.get("N", 4)`, `os.getenv("N", "4")`,
+/// an `int()` around it allowed.
+fn variable(value: &str, env: &BTreeMap<String, String>) -> Option<String> {
+    let value = value.split(" #").next().unwrap_or(value).trim();
+    let int = value.strip_prefix("int(").and_then(|value| value.strip_suffix(')'));
+    let value = int.unwrap_or(value).trim();
+    let value = value.strip_prefix("os.").unwrap_or(value);
+    if let Some(name) = value.strip_prefix("environ[") {
+        return env.get(&literal(name.strip_suffix(']')?)?).cloned();
+    }
+    let call = value.strip_prefix("environ.get(").or(value.strip_prefix("getenv("))?;
+    let call = call.strip_suffix(')')?;
+    let (name, default) = call.split_once(',').map_or((call, None), |(n, d)| (n, Some(d.trim())));
+    env.get(&literal(name)?).cloned().or_else(|| literal(default?))
+}
+
+/// A number, a string or a list of strings, a comment after it allowed; True, False and None.
 fn literal(value: &str) -> Option<String> {
+    if let Some(list) = value.strip_prefix('[') {
+        let list = list.trim_end().strip_suffix(']')?.trim().trim_end_matches(',');
+        let list: Option<Vec<_>> = list.split(',').map(|element| literal(element.trim())).collect();
+        return list.map(|list| list.join(","));
+    }
     if let Some(quote) = value.chars().next().filter(|c| matches!(c, '\'' | '"')) {
         let (text, rest) = value[1..].split_once(quote)?;
         let rest = rest.trim();
         return (!text.contains('\\') && (rest.is_empty() || rest.starts_with('#')))
             .then(|| text.to_owned());
     }
-    let number = value.split('#').next().unwrap_or(value).trim();
-    (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| number.to_owned())
+    let word = value.split('#').next().unwrap_or(value).trim();
+    let is_number = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number || ["True", "False", "None"].contains(&word)).then(|| word.to_owned())
 }
 
 #[cfg(test)]
@@ -557,7 +697,7 @@ mod tests {
     #[test]
     fn configuration_files_are_read_as_far_as_they_are_literal() {
         let conf = |text: &str, command: &[&str]| {
-            let found = look(command, &[], &[("conf/g.py", text)]);
+            let found = look(command, &[("THREE", "3")], &[("conf/g.py", text)]);
             (found.slots.unwrap_or(0), found.reason)
         };
         let plain = ["gunicorn", "-c", "conf/g.py", "app"];
@@ -572,7 +712,6 @@ mod tests {
             ("workers_max = 4", 1),
             ("def f():\n    return workers == 4\n", 1),
             ("workers = 2 * 4", 0),
-            ("workers = int(os.environ.get('W', 4))", 0),
             ("workers += 1", 0),
             ("workers, threads = 2, 4", 0),
             ("if big:\n    workers = 4", 0),
@@ -580,6 +719,17 @@ mod tests {
             ("worker_class = CLASS\nworkers = 4", 0),
             ("from base import *\nthreads = 2", 0),
             ("from base import x\nthreads = 2", 2),
+            // Variables of the environment.
+            ("workers = int(os.environ.get('THREE', 4))", 3),
+            ("workers = os.environ.get(\"THREE\", 1)", 3),
+            ("workers = os.environ.get('NONE', '4')  # four", 4),
+            ("workers = int(os.getenv('NONE', '4'))", 4),
+            ("workers = int(getenv('NONE', default()))", 0),
+            ("workers = int(os.environ['THREE'])", 3),
+            ("workers = int(os.environ['NONE'])", 0),
+            ("workers = os.environ.get('NONE')", 0),
+            ("workers = int(os.environ.get('THREE', 4)) * 2", 0),
+            ("workers = int(os.environ.get('THREE', 4) or 2)", 0),
         ] {
             assert_eq!(conf(text, &plain).0, expected, "{text}");
         }

@@ -3,11 +3,13 @@
 //!
 //! `main` calls `parse_args` once. The options are a table in `settings`; `command_line`, the
 //! environment and the file give texts, `resolve` picks the winner of each and parses it (`value`);
-//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `check` shows the result.
+//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
+//! and wrong together with the app; `check` shows the result.
 
 mod check;
 mod command_line;
 mod gunicorn;
+mod lint;
 pub mod platform;
 #[cfg(test)]
 mod reference;
@@ -65,6 +67,7 @@ pub enum Invocation {
     Check(String),
     Demo,
     Healthcheck(Healthcheck),
+    Drain(Drain),
     /// To be printed on stdout.
     Help(String),
     Version(String),
@@ -74,6 +77,15 @@ pub enum Invocation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Healthcheck {
     pub admin: Listen,
+    pub timeout: Duration,
+}
+
+/// `drain`: ask the bufproxy with this admin listener to stop; with `wait`, until it has, at most
+/// this long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drain {
+    pub admin: Listen,
+    pub wait: bool,
     pub timeout: Duration,
 }
 
@@ -109,28 +121,34 @@ pub fn parse_args(sources: &Sources<'_>) -> Result<Invocation, ConfigError> {
             Invocation::Check(check::text(&resolved))
         }
         Typed::Healthcheck(flags, timeout) => {
-            Invocation::Healthcheck(healthcheck(sources, &flags, &timeout).map_err(failed)?)
+            let (admin, timeout) =
+                asked(sources, &flags, "healthcheck", &timeout).map_err(failed)?;
+            Invocation::Healthcheck(Healthcheck { admin, timeout })
+        }
+        Typed::Drain(flags, timeout, wait) => {
+            let (admin, timeout) = asked(sources, &flags, "drain", &timeout).map_err(failed)?;
+            Invocation::Drain(Drain { admin, wait, timeout })
         }
     })
 }
 
-fn healthcheck(
+/// The admin listener that a subcommand asks, and `--timeout`.
+fn asked(
     sources: &Sources<'_>,
     flags: &Flags,
+    subcommand: &str,
     timeout: &str,
-) -> Result<Healthcheck, Vec<String>> {
+) -> Result<(Listen, Duration), Vec<String>> {
     let timeout = value::duration(timeout).map_err(|bad| {
         let write = if bad.write.is_empty() { "2s" } else { &bad.write };
         vec![format!("--timeout {timeout:?} {}: write {write}", bad.what)]
     })?;
-    let admin = resolve::admin(sources, flags)?;
-    let missing = || {
-        vec![
-            "healthcheck asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"
-                .to_owned(),
-        ]
-    };
-    Ok(Healthcheck { admin: admin.ok_or_else(missing)?, timeout })
+    let admin = resolve::admin(sources, flags)?.ok_or_else(|| {
+        vec![format!(
+            "{subcommand} asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"
+        )]
+    })?;
+    Ok((admin, timeout))
 }
 
 const NAME_AND_VERSION: &str = concat!("bufproxy ", env!("CARGO_PKG_VERSION"));
@@ -265,6 +283,8 @@ pub struct Config {
     pub max_head: usize,
     pub max_fields: usize,
     pub max_connections: usize,
+    pub max_tunnels: usize,
+    pub tunnel_idle_timeout: Duration,
     pub linger_timeout: Duration,
     pub log_backlog: usize,
     pub body_memory: usize,
@@ -293,6 +313,10 @@ pub struct Config {
     pub retry: Retry,
     /// Content of the file of `error-page`, read at start.
     pub error_page: Option<Vec<u8>>,
+    /// Compression level of responses, 1 to 9.
+    pub gzip: Option<u32>,
+    /// A PROXY protocol line (version 1) before each request to the app.
+    pub upstream_proxy_protocol: bool,
     pub open_port: OpenPort,
     /// Path of the readiness probe, and whether it was set (then only 2xx and 3xx count).
     pub ready_path: String,
@@ -402,6 +426,8 @@ impl Config {
             max_head: 0,
             max_fields: 0,
             max_connections: 0,
+            max_tunnels: 0,
+            tunnel_idle_timeout: Duration::ZERO,
             linger_timeout: Duration::ZERO,
             log_backlog: 0,
             body_memory: 0,
@@ -424,6 +450,8 @@ impl Config {
             log_level: tracing::Level::INFO,
             retry: Retry::Off,
             error_page: None,
+            gzip: None,
+            upstream_proxy_protocol: false,
             open_port: OpenPort::Early,
             ready_path: String::new(),
             ready_path_set: false,

@@ -11,6 +11,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::gunicorn::{self, Gunicorn};
+use super::lint;
 use super::platform::{self, Platform};
 use super::settings::{Opt, table};
 use super::value::{self, Bad};
@@ -402,6 +403,13 @@ impl Resolved {
             "spool-max",
             "such a body could not be kept",
         );
+        if c.upstream_proxy_protocol && c.upstream_keepalive.is_some() {
+            problems.push(
+                "upstream-proxy-protocol and upstream-keepalive exclude each other: the PROXY \
+                 line counts for a whole connection, which belongs to one client"
+                    .to_owned(),
+            );
+        }
         if let Some(limit) = c.memory_limit.filter(|limit| c.memory > *limit) {
             problems.push(format!(
                 "{} is more than the cgroup's limit: write less than {}",
@@ -502,6 +510,13 @@ impl Resolved {
                 self.show("max-connections")
             ));
         }
+        let scene = lint::Scene {
+            config: &self.config,
+            gunicorn: here.gunicorn.settings.as_ref(),
+            env: &here.sources.env,
+            platform: here.platform,
+        };
+        warnings.extend(lint::warnings(&scene));
         self.config.warnings.extend(warnings);
     }
 }

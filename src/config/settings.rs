@@ -258,6 +258,21 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "upstream-proxy-protocol",
+        value: "on|off",
+        group: QUEUE,
+        default: "off",
+        example: "on",
+        short: "Tell the app the client's address by a PROXY line",
+        long: "Version 1, before each request: a true REMOTE_ADDR also over a Unix socket, without \
+               any change of the app. gunicorn takes it with --proxy-protocol auto (before \
+               version 23 without a word).",
+        set: |c, v, _| {
+            put(&mut c.upstream_proxy_protocol, v, word(&[("on", true), ("off", false)]))
+        },
+        ..PLAIN
+    },
+    Opt {
         name: "retry",
         value: "WHAT",
         group: QUEUE,
@@ -290,6 +305,19 @@ const TABLE: &[Opt] = &[
         short: "HTML for the errors that bufproxy answers itself",
         long: "Read once, at start; 1m at most. Without it one sentence and the request's id.",
         set: |c, v, here| put(&mut c.error_page, v, or_off(|text| error_page(text, here))),
+        ..PLAIN
+    },
+    Opt {
+        name: "gzip",
+        value: "LEVEL",
+        group: QUEUE,
+        default: "off",
+        example: "2",
+        short: "Compress text-like responses: 1 (fast) to 9 (small)",
+        long: "From 1 KiB, for clients that ask for it, never what is encoded already or says \
+               no-transform. A body that comes whole gets its exact length, a stream is flushed at \
+               each part. Heroku's router compresses nothing; its nginx buildpack has level 2.",
+        set: |c, v, _| put(&mut c.gzip, v, or_off(gzip_level)),
         ..PLAIN
     },
     Opt {
@@ -358,6 +386,17 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "tunnel-idle-timeout",
+        value: "TIME",
+        group: CLIENTS,
+        default: "10m",
+        example: "1h",
+        short: "Close an upgraded connection on which nothing has moved for this long",
+        long: "Either way counts. Heroku's router closes them after 55 s.",
+        set: |c, v, _| put(&mut c.tunnel_idle_timeout, v, duration),
+        ..PLAIN
+    },
+    Opt {
         name: "linger-timeout",
         value: "TIME",
         group: CLIENTS,
@@ -400,6 +439,17 @@ const TABLE: &[Opt] = &[
         short: "Most fields in a head; beyond it 431",
         long: "gunicorn's own limit.",
         set: |c, v, _| put(&mut c.max_fields, v, count),
+        ..PLAIN
+    },
+    Opt {
+        name: "max-tunnels",
+        value: "N",
+        group: LIMITS,
+        default: "1000",
+        example: "100",
+        short: "WebSockets and other upgraded connections at once; beyond it 503",
+        long: "Each holds a slot of the app for as long as it lives.",
+        set: |c, v, _| put(&mut c.max_tunnels, v, count),
         ..PLAIN
     },
     Opt {
@@ -854,8 +904,9 @@ const TABLE: &[Opt] = &[
         group: ADMIN,
         default: "off",
         example: "127.0.0.1:9090",
-        short: "Serve /healthz, /readyz, /metrics and /status here",
-        long: "host:port or unix:PATH. Not for the public: it has no password.",
+        short: "Serve /healthz, /readyz, /metrics, /status and POST /drain here",
+        long: "host:port or unix:PATH. Not for the public: it has no password, and drain stops \
+               bufproxy.",
         set: |c, v, _| put(&mut c.admin, v, or_off(listen)),
         ..PLAIN
     },
@@ -911,6 +962,13 @@ fn path(text: &str) -> Result<PathBuf, Bad> {
         return Err(Bad::new("is not a path"));
     }
     Ok(PathBuf::from(text))
+}
+
+fn gzip_level(text: &str) -> Result<u32, Bad> {
+    match text.parse() {
+        Ok(level @ 1..=9) => Ok(level),
+        _ => Err(Bad::new("is not a level").write("1 to 9, or off")),
+    }
 }
 
 fn error_page(text: &str, here: &Here<'_>) -> Result<Vec<u8>, Bad> {

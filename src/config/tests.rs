@@ -508,12 +508,8 @@ fn options_of_later_features_are_unknown() {
     for name in [
         "pass-socket",
         "restart",
-        "gzip",
-        "upstream-proxy-protocol",
         "max-requests-per-client",
         "saturation-log",
-        "max-tunnels",
-        "tunnel-idle-timeout",
         "send-min-rate",
         "queue-share",
     ] {
@@ -529,7 +525,7 @@ fn command_lines_that_mean_something_else_are_explained() {
     one(&["--max-body"], "--max-body has no value: write --max-body 10m");
     one(
         &["gunicorn", "app"],
-        "\"gunicorn\" is not a subcommand (check, demo or healthcheck): write a command to wrap after --",
+        "\"gunicorn\" is not a subcommand (check, demo, drain or healthcheck): write a command to wrap after --",
     );
     one(&["--"], "no command follows --: write it, or leave out --");
     one(
@@ -630,12 +626,32 @@ fn subcommands_have_their_own_invocations() {
 }
 
 #[test]
+fn drain_takes_the_admin_address_and_how_long_to_wait() {
+    let admin = Listen::Unix("/a.sock".into());
+    let drain = |args: &[&str]| match parse(&[&["drain"], args].concat(), &[], &[]) {
+        Ok(Invocation::Drain(drain)) => drain,
+        other => panic!("{other:?}"),
+    };
+    let seconds = Duration::from_secs;
+    let plain = Drain { admin, wait: false, timeout: seconds(30) };
+    assert_eq!(drain(&["--admin", "unix:/a.sock"]), plain);
+    assert_eq!(
+        drain(&["--admin", "unix:/a.sock", "--wait", "--timeout", "20s"]),
+        Drain { wait: true, timeout: seconds(20), ..plain }
+    );
+    assert_eq!(
+        problems(&["drain"], &[], &[]),
+        ["drain asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"]
+    );
+}
+
+#[test]
 fn check_shows_every_option_and_the_warnings() {
     let args = ["check", "--upstream", "/a.sock", "--log-format", "$status $request"];
     let Ok(Invocation::Check(text)) = parse(&args, &[("BUFPROXY_X", "1")], &[]) else { panic!() };
     assert_eq!(text.lines().count(), table().len() + 2);
     assert!(
-        text.contains("concurrency         off (no wrapped command to learn it from)"),
+        text.contains("concurrency              off (no wrapped command to learn it from)"),
         "{text}"
     );
     assert!(text.ends_with("\nwarning: BUFPROXY_X in the environment is not an option\nok\n"));

@@ -17,6 +17,15 @@ pub enum Framing {
     Close,
 }
 
+/// What happens to the body's coding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    AsItCame,
+    /// As it came, but another client would get it compressed: caches are told.
+    Varies,
+    Gzip,
+}
+
 /// What `write` needs beside the app's head.
 pub struct ClientHead<'a> {
     /// Version of the request.
@@ -26,18 +35,37 @@ pub struct ClientHead<'a> {
     pub keep_alive: bool,
     /// `Date` line value, for responses of an app that sent none.
     pub date: &'a [u8; 29],
+    pub coding: Coding,
 }
 
 /// Appends the head, final empty line included.
 pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     out.reserve(head.bytes.len() + 160);
     status_line(out, head);
-    let mut date_came = false;
-    for field in &head.fields {
-        if passes(head, field) {
-            date_came |= field.id == FieldId::Date;
-            line(out, head, field);
+    let (mut date_came, mut vary_came) = (false, false);
+    let gzip = with.coding == Coding::Gzip;
+    for field in head.fields.iter().filter(|f| passes(head, f)) {
+        match field.id {
+            // Offsets into the compressed body mean nothing to the app.
+            FieldId::AcceptRanges if gzip => continue,
+            // Another representation is only weakly the same (RFC 9110, 8.8.1), as nginx has it.
+            FieldId::Etag if gzip && field.value.of(&head.bytes).starts_with(b"\"") => {
+                out.extend_from_slice(b"ETag: W/");
+                out.extend_from_slice(field.value.of(&head.bytes));
+                out.extend_from_slice(b"\r\n");
+                continue;
+            }
+            FieldId::Date => date_came = true,
+            FieldId::Vary => vary_came |= names_accept_encoding(field.value.of(&head.bytes)),
+            _ => {}
         }
+        line(out, head, field);
+    }
+    if with.coding != Coding::AsItCame && !vary_came {
+        out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
+    }
+    if gzip {
+        out.extend_from_slice(b"Content-Encoding: gzip\r\n");
     }
     // RFC 9110, 6.6.1: a recipient with a clock adds it.
     if !date_came {
@@ -65,6 +93,18 @@ pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
         line(out, head, field);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the app's 101, with the protocol that it has chosen.
+pub fn write_switching(out: &mut Vec<u8>, head: &ResponseHead) {
+    out.reserve(head.bytes.len() + 32);
+    status_line(out, head);
+    for field in &head.fields {
+        if field.id == FieldId::Upgrade || passes(head, field) {
+            line(out, head, field);
+        }
+    }
+    out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
 }
 
 /// Appends the Connection line that the client's version needs (RFC 9112, 9.3).
@@ -109,6 +149,12 @@ fn passes(head: &ResponseHead, field: &Field) -> bool {
     }
 }
 
+fn names_accept_encoding(vary: &[u8]) -> bool {
+    vary.split(|&b| b == b',')
+        .map(<[u8]>::trim_ascii)
+        .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding"))
+}
+
 fn line(out: &mut Vec<u8>, head: &ResponseHead, field: &Field) {
     out.extend_from_slice(field.name.of(&head.bytes));
     out.extend_from_slice(b": ");
@@ -139,7 +185,11 @@ mod tests {
 
     fn written(text: &str, version: Version, framing: Framing, keep_alive: bool) -> String {
         let mut out = Vec::new();
-        write(&mut out, &response(text), &ClientHead { version, framing, keep_alive, date: DATE });
+        write(
+            &mut out,
+            &response(text),
+            &ClientHead { version, framing, keep_alive, date: DATE, coding: Coding::AsItCame },
+        );
         let mut fields = [httparse::EMPTY_HEADER; 100];
         let parsed = httparse::Response::new(&mut fields).parse(&out);
         assert_eq!(parsed, Ok(httparse::Status::Complete(out.len())));
@@ -268,7 +318,13 @@ mod tests {
             let framing = random.choice(framings).unwrap();
             let version = random.choice([Version::Http10, Version::Http11]).unwrap();
             let mut out = Vec::new();
-            let with = ClientHead { version, framing, keep_alive: random.bool(), date: DATE };
+            let with = ClientHead {
+                version,
+                framing,
+                keep_alive: random.bool(),
+                date: DATE,
+                coding: Coding::AsItCame,
+            };
             write(&mut out, &head, &with);
 
             let mut fields = [httparse::EMPTY_HEADER; 100];

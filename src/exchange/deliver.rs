@@ -7,17 +7,18 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::gzip::{self, Gzip};
 use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
-use crate::net::Stream;
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
 use crate::spool::{Spool, SpoolLimits};
 use crate::upstream::Slot;
+use crate::upstream::attempt::Attempt;
 use crate::upstream::body::{Incoming, Taken};
-use crate::upstream::discard::{self, Rest};
-use client_head::{ClientHead, Framing};
+use crate::upstream::discard::Rest;
+use client_head::{ClientHead, Coding, Framing};
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Reads of one response before other connections of the loop have their turn.
@@ -33,7 +34,20 @@ pub(super) async fn deliver(
 ) -> Result<Next, Reason> {
     x.record.upstream_status = x.response.status;
     x.record.stream = x.response.stream;
+    if answer.attempt.complete() {
+        // There is no second try from here on.
+        x.body.clear();
+    }
     let mut pump = Pump::new(c, x, answer);
+    let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
+    if compressible && gzip::wanted(&x.record.head) {
+        pump.gzip = c.config().gzip.map(Gzip::new);
+        poll_fn(|cx| {
+            pump.begin_compressed(c, x, cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
     if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
         if x.response.stream {
             pump.framing = Framing::Close;
@@ -48,13 +62,18 @@ pub(super) async fn deliver(
         }
     }
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
-    pump.head = std::mem::take(&mut x.forwarded.bytes);
+    pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
     let with = ClientHead {
         version: x.record.head.version,
         framing: pump.framing,
         keep_alive,
         date: &reply::date_now(),
+        coding: match (compressible, &pump.gzip) {
+            (_, Some(_)) => Coding::Gzip,
+            (true, None) => Coding::Varies,
+            (false, None) => Coding::AsItCame,
+        },
     };
     client_head::write(&mut pump.head, &x.response, &with);
     if c.settings.format.wants_response_head() {
@@ -63,15 +82,17 @@ pub(super) async fn deliver(
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);
     delivered?;
+    c.unfinished.set(false);
     Ok(if keep_alive { Next::KeepAlive } else { Next::Close })
 }
 
 /// One response on its way from the worker to the client.
 struct Pump {
     /// None: the worker is done.
-    upstream: Option<(Stream, Slot)>,
+    upstream: Option<(Attempt, Slot)>,
     incoming: Incoming,
     framing: Framing,
+    gzip: Option<Gzip>,
     /// The head for the client, and how much of it the kernel took.
     head: Vec<u8>,
     head_sent: usize,
@@ -79,14 +100,19 @@ struct Pump {
     rest: Option<Filled>,
     /// What the client has not taken, framed as it goes to the client.
     spool: Spool,
+    /// Bytes of 1xx heads that went before.
+    sent_before: u64,
     /// Bytes of the body that the kernel took for the client.
     sent: u64,
     /// Payload bytes from the app.
     received: u64,
     keep_upstream: bool,
+    /// A stream: every part of it goes out as it comes.
+    flush: bool,
     /// The response is not whole: why.
     cut: Option<Reason>,
-    client_gone: bool,
+    /// Nothing more can be sent to the client: why.
+    failed: Option<Reason>,
     /// Since when the client takes nothing, and what it had not acknowledged then.
     client_stalled: Option<(Instant, u64)>,
     /// Since when the app says nothing, though it could.
@@ -108,20 +134,21 @@ impl Pump {
             replay: false,
         };
         Pump {
-            upstream: Some((answer.stream, answer.slot)),
+            upstream: Some((answer.attempt, answer.slot)),
             incoming: Incoming::new(x.response.body),
             framing,
+            gzip: None,
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
             spool: Spool::new(&x.lp.shared.budget, limits),
+            sent_before: x.record.bytes_sent,
             sent: 0,
             received: 0,
-            keep_upstream: answer.in_step
-                && x.response.keep_alive
-                && config.upstream_keepalive.is_some(),
+            keep_upstream: x.response.keep_alive && config.upstream_keepalive.is_some(),
+            flush: x.response.stream,
             cut: None,
-            client_gone: false,
+            failed: None,
             client_stalled: None,
             app_silent: None,
         }
@@ -140,11 +167,9 @@ impl Pump {
         }
         for _ in 0..TURN {
             let moved = self.send(c, cx) | self.fetch(c, x, cx);
-            if self.head_sent > 0 {
-                x.record.status = x.response.status;
-            }
-            if self.client_gone {
-                return Poll::Ready(Err(Reason::ClientGone));
+            self.note(c, x);
+            if let Some(reason) = self.failed {
+                return Poll::Ready(Err(reason));
             }
             if let Some(reason) = self.cut
                 && self.head_sent == 0
@@ -206,8 +231,7 @@ impl Pump {
             Poll::Ready(Ok(data)) => data,
             Poll::Ready(Err(error)) => {
                 tracing::error!("a response could not be read back: {error} (spool-dir)");
-                self.cut = Some(Reason::Internal);
-                self.client_gone = self.head_sent > 0;
+                self.failed = Some(Reason::Internal);
                 return true;
             }
             Poll::Pending => return false,
@@ -231,7 +255,7 @@ impl Pump {
                 Some(behind)
             }
             Poll::Ready(Err(_)) => {
-                self.client_gone = true;
+                self.failed = Some(Reason::ClientGone);
                 None
             }
             Poll::Pending => None,
@@ -240,14 +264,22 @@ impl Pump {
 
     /// Takes what the app has. True: something moved.
     fn fetch(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) -> bool {
-        if self.upstream.is_none() {
-            return false;
+        let Some((attempt, _)) = &mut self.upstream else { return false };
+        // An app that answers before it has read its whole request gets the rest all the same.
+        let before = attempt.sent();
+        if let Poll::Ready(Err(error)) = attempt.poll_sent(cx, &x.forwarded.bytes, &mut x.body) {
+            tracing::error!("a request body could not be read back: {error} (spool-dir)");
+            self.give_up(x, Reason::Internal);
+            return true;
+        }
+        if attempt.sent() > before {
+            self.app_silent = None;
         }
         match self.spool.poll_ready(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => {
                 tracing::error!("a response could not be kept: {error} (spool-dir, spool-max)");
-                self.end_upstream(x, Some(Reason::Internal));
+                self.give_up(x, Reason::Internal);
                 return true;
             }
             Poll::Pending => {
@@ -258,16 +290,14 @@ impl Pump {
         }
         let mut buf = Scratch::take();
         let read = match &self.upstream {
-            Some((stream, _)) => stream.poll_read(cx, &mut buf),
+            Some((attempt, _)) => attempt.stream().poll_read(cx, &mut buf),
             None => return false,
         };
         match read {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) if matches!(self.incoming, Incoming::Close) => {
                 self.end_upstream(x, None);
-                if self.framing == Framing::Chunked {
-                    self.pass(c, cx, &[LAST_CHUNK]);
-                }
+                self.hand_on(c, cx, &[], true);
             }
             // ECONNRESET is a cut also where a close would have been the end (invariant 6).
             Poll::Ready(Ok(0) | Err(_)) => self.end_upstream(x, Some(Reason::Truncated)),
@@ -279,11 +309,29 @@ impl Pump {
 
     /// Decodes what came from the app and passes it on.
     fn feed(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>, buf: &mut [u8]) {
+        if let Some((payload, done)) = self.decode(x, buf) {
+            self.hand_on(c, cx, &buf[..payload], done);
+        }
+    }
+
+    /// The first bytes of a compressed body, before its head is written: what came whole gets its
+    /// exact length.
+    fn begin_compressed(&mut self, c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) {
+        let Some(mut rest) = self.rest.take() else { return };
+        let Some((payload, done)) = self.decode(x, rest.bytes_mut()) else { return };
+        let packed = self.compress(&rest.bytes()[..payload], done);
+        self.framing = if done { Framing::Length(packed.len() as u64) } else { Framing::Chunked };
+        self.frame(c, cx, &packed, done);
+    }
+
+    /// Payload bytes in front of `buf`, and whether they are the last. None: the response is cut.
+    fn decode(&mut self, x: &mut Exchange, buf: &mut [u8]) -> Option<(usize, bool)> {
         let Taken { payload, used, done } = match self.incoming.take(buf) {
             Ok(taken) => taken,
             Err(violation) => {
                 tracing::warn!("the app's response was cut: {}", violation.rule);
-                return self.end_upstream(x, Some(Reason::Truncated));
+                self.give_up(x, Reason::Truncated);
+                return None;
             }
         };
         self.received += payload as u64;
@@ -293,7 +341,31 @@ impl Pump {
             // Before the client gets anything: gunicorn holds the worker until we close.
             self.end_upstream(x, None);
         }
-        let payload = &buf[..payload];
+        Some((payload, done))
+    }
+
+    fn hand_on(&mut self, c: &Client<'_>, cx: &mut Context<'_>, payload: &[u8], done: bool) {
+        if self.gzip.is_none() {
+            return self.frame(c, cx, payload, done);
+        }
+        let packed = self.compress(payload, done);
+        self.frame(c, cx, &packed, done);
+    }
+
+    fn compress(&mut self, payload: &[u8], done: bool) -> Vec<u8> {
+        let flush = self.flush;
+        match self.gzip.as_mut().map(|gzip| gzip.push(payload, flush, done)) {
+            Some(Ok(packed)) => packed,
+            // Into memory it cannot fail; if it does, the end of the body is missing.
+            Some(Err(_)) | None => {
+                self.cut = Some(Reason::Internal);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Puts chunk heads around what goes to the client where its framing needs them.
+    fn frame(&mut self, c: &Client<'_>, cx: &mut Context<'_>, payload: &[u8], done: bool) {
         if self.framing != Framing::Chunked {
             return self.pass(c, cx, &[payload]);
         }
@@ -330,17 +402,32 @@ impl Pump {
         }
     }
 
-    /// The worker is done, or its response was cut. Closing at once is what sets it free.
+    /// The worker is done, or has closed. Closing at once is what sets it free.
     fn end_upstream(&mut self, x: &mut Exchange, cut: Option<Reason>) {
         self.cut = self.cut.or(cut);
-        if let Some((stream, slot)) = self.upstream.take() {
-            match (self.keep_upstream, self.cut) {
-                (true, None) => slot.keep(stream),
-                _ => drop(stream),
+        if let Some((attempt, slot)) = self.upstream.take() {
+            match (self.keep_upstream && attempt.complete(), self.cut) {
+                (true, None) => slot.keep(attempt.into_stream()),
+                _ => drop(attempt),
             }
         }
         x.marks.app_done = Some(Instant::now());
         x.enter(Gauge::delivering(&x.lp));
+    }
+
+    /// The response cannot be had whole, though the worker has not closed: it goes on for nobody.
+    fn give_up(&mut self, x: &mut Exchange, cut: Reason) {
+        self.abandon(x, true);
+        self.end_upstream(x, Some(cut));
+    }
+
+    /// A worker that is not done is left to a task of its own.
+    fn abandon(&mut self, x: &mut Exchange, worthless: bool) {
+        if let Some((attempt, slot)) = self.upstream.take() {
+            let incoming = std::mem::replace(&mut self.incoming, Incoming::Close);
+            let rest = Rest { incoming, worthless, seen: self.received };
+            x.abandon(attempt, Some(rest), slot);
+        }
     }
 
     /// Neither side moves: whose turn is it, and how long may it take?
@@ -388,21 +475,21 @@ impl Pump {
         Poll::Pending
     }
 
-    /// What the record says of it; a worker that still writes is left to a task of its own.
-    fn leave(mut self, x: &mut Exchange) {
-        x.record.bytes_sent += self.head_sent as u64 + self.sent;
+    /// What the record says of it so far.
+    fn note(&self, c: &Client<'_>, x: &mut Exchange) {
+        if self.head_sent > 0 {
+            x.record.status = x.response.status;
+            c.unfinished.set(true);
+        }
+        x.record.bytes_sent = self.sent_before + self.head_sent as u64 + self.sent;
         x.record.body_bytes_sent = self.sent;
         x.record.upstream_bytes_received = self.received;
-        x.forwarded.bytes = std::mem::take(&mut self.head);
-        if let Some((stream, slot)) = self.upstream.take() {
-            let (incoming, endless) = (self.incoming, x.record.stream);
-            let rest = Rest { stream, incoming, endless, seen: self.received };
-            let gauge = Gauge::in_flight(&x.lp);
-            tokio::task::spawn_local(async move {
-                let _gauge = gauge;
-                discard::rest(rest, slot).await;
-            });
-        }
+    }
+
+    /// Gives back what is the exchange's.
+    fn leave(mut self, x: &mut Exchange) {
+        x.out = std::mem::take(&mut self.head);
+        self.abandon(x, x.record.stream);
     }
 }
 

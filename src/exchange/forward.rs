@@ -68,6 +68,9 @@ impl ForwardedHead {
         out.clear();
         // Host may be written twice more (X-Forwarded-Host, Forwarded), the rest is bounded.
         out.reserve(head.bytes.len() + 2 * host.map_or(0, <[u8]>::len) + 512);
+        if config.upstream_proxy_protocol {
+            proxy_line(out, with);
+        }
         request_line(out, head);
         match host {
             Some(host) => line(out, b"Host", host),
@@ -97,8 +100,9 @@ impl ForwardedHead {
                 | FieldId::Te
                 | FieldId::Trailer
                 | FieldId::TransferEncoding
-                | FieldId::Upgrade
                 | FieldId::XForwardedProto => false,
+                // The offer of another protocol, if it is one that can be taken up.
+                FieldId::Upgrade => head.upgrade,
                 // CGI and WSGI would make HTTP_PROXY of it, which HTTP clients in the app obey.
                 FieldId::Proxy => false,
                 FieldId::FrontEndHttps
@@ -162,7 +166,9 @@ impl ForwardedHead {
             }
         }
 
-        if !with.keep_alive {
+        if head.upgrade {
+            out.extend_from_slice(b"Connection: upgrade\r\n");
+        } else if !with.keep_alive {
             out.extend_from_slice(b"Connection: close\r\n");
         }
         if append && forwarded_for_came {
@@ -314,6 +320,27 @@ fn is_real_ip_header(config: &Config, head: &RequestHead, field: &Field) -> bool
 }
 
 /// All values of one field as one list, in order.
+/// PROXY protocol, version 1 (proxy-protocol.txt, 2.1): the client that was resolved, so that the app
+/// has its REMOTE_ADDR. Its port is known only where it is the peer itself.
+fn proxy_line(out: &mut Vec<u8>, with: &Forward<'_>) {
+    let Some(client) = with.resolved.client else {
+        return out.extend_from_slice(b"PROXY UNKNOWN\r\n");
+    };
+    let port = match with.peer {
+        Peer::Ip(peer) if peer.ip() == client => peer.port(),
+        _ => 0,
+    };
+    // Both addresses are of one family; what a proxy in front connected to is not the client's.
+    let (family, none) = match client {
+        IpAddr::V4(_) => ("TCP4", IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        IpAddr::V6(_) => ("TCP6", IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)),
+    };
+    let ours = with.local.filter(|local| local.is_ipv4() == client.is_ipv4());
+    let (to, to_port) = ours.map_or((none, 0), |local| (local.ip(), local.port()));
+    // Writing to memory cannot fail.
+    let _ = write!(out, "PROXY {family} {client} {to} {port} {to_port}\r\n");
+}
+
 fn joined(out: &mut Vec<u8>, head: &RequestHead, id: FieldId) {
     let mut separator: &[u8] = b"";
     for field in head.fields.iter().filter(|f| f.id == id && !f.value.is_empty()) {

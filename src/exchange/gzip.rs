@@ -32,9 +32,9 @@ impl Gzip {
     }
 }
 
-/// The response could be compressed for a client that takes it, so caches must be told
-/// (`Vary: Accept-Encoding`) whether or not this client does.
-pub(super) fn varies(request: &RequestHead, response: &ResponseHead) -> bool {
+/// The response would be compressed for a client that takes it, so caches must be told
+/// (`Vary: Accept-Encoding`), whether or not this client does.
+pub(super) fn compressible(request: &RequestHead, response: &ResponseHead) -> bool {
     let length = match response.body {
         ResponseBody::None if request.is_head() => response.content_length,
         ResponseBody::None => return false,
@@ -150,12 +150,20 @@ mod tests {
             (200, "Content-Length: 5000\r\n".into(), false),
             (200, "Content-Type: image/png\r\nContent-Length: 5000\r\n".into(), false),
             (200, "Content-Type: application/json\r\nContent-Length: 5000\r\n".into(), true),
-            (200, "Content-Type: application/problem+json\r\nContent-Length: 5000\r\n".into(), true),
+            (
+                200,
+                "Content-Type: application/problem+json\r\nContent-Length: 5000\r\n".into(),
+                true,
+            ),
             (200, "Content-Type: image/svg+xml\r\nContent-Length: 5000\r\n".into(), true),
             (200, "Content-Type: TEXT/CSS\r\nContent-Length: 5000\r\n".into(), true),
         ];
         for (status, fields, expected) in rows {
-            assert_eq!(varies(&request(""), &response(status, &fields)), expected, "{fields}");
+            assert_eq!(
+                compressible(&request(""), &response(status, &fields)),
+                expected,
+                "{fields}"
+            );
         }
     }
 

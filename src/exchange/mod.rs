@@ -6,9 +6,11 @@
 pub mod client_head;
 mod deliver;
 pub mod forward;
+mod gzip;
 mod receive;
 pub mod reply;
 mod retry;
+mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -21,13 +23,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::access_log::Record;
 use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
-use crate::http1::{ResponseHead, Version};
+use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
-use crate::upstream::attempt::{Attempt, Event, Failure};
-use crate::upstream::discard::{self, Unanswered};
+use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
+use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Slot};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
@@ -53,12 +55,12 @@ pub(crate) struct Exchange {
     body: Spool,
     forwarded: ForwardedHead,
     response: ResponseHead,
+    /// The response head as it goes to the client.
+    out: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
     /// The record waits to be written.
     open: bool,
-    /// The client's side has ended (EOF), which is only looked for while the app works.
-    client_eof: bool,
 }
 
 /// When each phase ended; None: not yet. A record's phases are the differences.
@@ -87,16 +89,15 @@ impl Marks {
 
 /// A response head has come: what is needed to deliver it.
 struct Answer {
-    stream: crate::net::Stream,
+    attempt: Attempt,
     slot: Slot,
     rest: Filled,
-    /// The request was written whole, so the connection is in step.
-    in_step: bool,
 }
 
 /// An attempt without a response head.
 struct Failed {
     failure: Failure,
+    attempt: Attempt,
     slot: Slot,
 }
 
@@ -142,19 +143,27 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
     let mut tries = Tries::default();
     let mut slot = x.wait_for_slot(c, None).await?;
     let answer = loop {
-        let failed = match x.attempt(c, slot).await? {
+        let Failed { failure, attempt, slot: failed } = match x.attempt(c, slot).await? {
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
         let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
-        match tries.after(c.config().retry, &x.record.head, &failed.failure, ran) {
+        match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
-            Again::No(reason) => return Err(reason),
+            Again::No(reason) => {
+                // It may work on: what it said may be no HTTP and still not its end.
+                x.abandon(attempt, Some(Rest::worthless()), failed);
+                return Err(reason);
+            }
         }
+        drop(attempt);
         x.body.rewind();
-        slot = x.slot_again(c, failed.slot).await?;
+        slot = x.slot_again(c, failed).await?;
     };
-    deliver::deliver(c, x, answer).await
+    match x.response.status {
+        SWITCHING => tunnel::tunnel(c, x, answer).await,
+        _ => deliver::deliver(c, x, answer).await,
+    }
 }
 
 impl Exchange {
@@ -169,10 +178,10 @@ impl Exchange {
             body: Spool::new(&lp.shared.budget, limits),
             forwarded: ForwardedHead::default(),
             response: ResponseHead::default(),
+            out: Vec::new(),
             marks: Marks::new(),
             gauge: None,
             open: false,
-            client_eof: false,
         }
     }
 
@@ -186,7 +195,6 @@ impl Exchange {
         self.record.connection = c.id;
         self.record.connection_requests = c.requests.get();
         self.open = true;
-        self.client_eof = false;
         self.enter(Gauge::receiving(&self.lp));
     }
 
@@ -223,11 +231,13 @@ impl Exchange {
         if let Some(reason) = c.refused {
             return Err(reason);
         }
+        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
+            return Err(Reason::TooManyConnections);
+        }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
         }
-        if matches!(self.record.head.body, crate::http1::RequestBody::Length(n) if n > config.max_body)
-        {
+        if matches!(self.record.head.body, RequestBody::Length(n) if n > config.max_body) {
             tracing::debug!("413: a body is larger than max-body");
             return Err(Reason::BodyTooLarge);
         }
@@ -301,14 +311,14 @@ impl Exchange {
             None => self.connect(c, &slot, deadline).await?,
         };
         self.marks.connected = Some(Instant::now());
+        self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
-        let started = Attempt::start(connected, unix, keep, &self.forwarded.bytes, &mut self.body);
-        let mut attempt = match started {
-            Ok(attempt) => attempt,
-            // Nothing was taken: as if it had not connected.
-            Err(_) => return Ok(Err(Failed { failure: Failure::Unread, slot })),
-        };
+        let upgrade = self.record.head.upgrade;
+        let head = &self.forwarded.bytes;
+        let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
+            .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
+            .map_err(|_| Reason::Internal)?;
         let reason = loop {
             c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
@@ -331,19 +341,18 @@ impl Exchange {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    let in_step = attempt.complete();
-                    return Ok(Ok(Answer { stream: attempt.into_stream(), slot, rest, in_step }));
+                    return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
                     if let Err(reason) = self.pass_informational(c).await {
                         break reason;
                     }
                 }
-                Ok(Err(failure)) => return Ok(Err(Failed { failure, slot })),
+                Ok(Err(failure)) => return Ok(Err(Failed { failure, attempt, slot })),
                 Err(reason) => break reason,
             }
         };
-        self.abandon(attempt, slot);
+        self.abandon(attempt, None, slot);
         Err(reason)
     }
 
@@ -401,57 +410,58 @@ impl Exchange {
             }
             let mut buf = Scratch::take();
             match ready!(c.stream.poll_read(cx, &mut buf)) {
-                Ok(0) | Err(_) => {
-                    self.client_eof = true;
-                    return Poll::Ready(Reason::ClientGone);
-                }
+                Ok(0) | Err(_) => return Poll::Ready(Reason::ClientGone),
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
             }
         }
         Poll::Pending
     }
 
-    /// The worker goes on without a client: a task of its own holds the slot until it is done.
-    fn abandon(&mut self, attempt: Attempt, slot: Slot) {
-        let request = Unanswered {
+    /// The worker goes on for nobody: a task of its own holds the slot until it is done.
+    fn abandon(&mut self, attempt: Attempt, rest: Option<Rest>, slot: Slot) {
+        let work = Abandoned {
             attempt,
             head: std::mem::take(&mut self.forwarded.bytes),
             body: self.body.take(),
             method: self.record.head.method().to_vec(),
+            rest,
+            slot,
         };
         let gauge = Gauge::in_flight(&self.lp);
         tokio::task::spawn_local(async move {
             let _gauge = gauge;
-            discard::unanswered(request, slot).await;
+            discard::finish(work).await;
         });
     }
 
     /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
     async fn answer_here(&mut self, c: &Client<'_>) -> Next {
         let mut out = Vec::new();
-        let keep_alive = self.may_keep_alive(c) && self.body_is_none();
-        self.record.status =
-            reply::write_max_forwards(&mut out, &self.record.head, keep_alive, &reply::date_now());
-        self.send_own(c, &out, keep_alive).await
+        let next = self.after_own(c, self.record.head.body == RequestBody::None);
+        self.record.status = reply::write_max_forwards(
+            &mut out,
+            &self.record.head,
+            next == Next::KeepAlive,
+            &reply::date_now(),
+        );
+        self.send_own(c, &out, next).await
     }
 
     /// Our own answer for this reason, or a cut where the response has begun.
     async fn refuse(&mut self, c: &Client<'_>, reason: Reason) -> Next {
         self.record.end = reason;
-        let begun = self.record.status != 0;
-        // To a client that has left, or does not read, nothing can be said.
-        let deaf = matches!(reason, Reason::ClientGone | Reason::SendTimeout);
-        if deaf && !begun {
-            self.record.status = Reason::ClientGone.status();
+        if self.record.status != 0 {
+            // The response has begun: it must not look complete (invariant 6).
+            return Next::Reset;
         }
-        if begun || deaf {
-            // What was sent must not look complete (invariant 6).
+        // To a client that has left, or does not read, nothing can be said.
+        if matches!(reason, Reason::ClientGone | Reason::SendTimeout) {
+            self.record.status = Reason::ClientGone.status();
             return if reason == Reason::ClientGone { Next::Close } else { Next::Reset };
         }
         self.record.status = reason.status();
         self.lp.shared.count_refused(reason);
-        let in_step = self.marks.received.is_some();
-        let keep_alive = in_step && self.may_keep_alive(c);
+        let next = self.after_own(c, self.marks.received.is_some());
         let mut out = Vec::new();
         let head_len = reply::write(
             &mut out,
@@ -459,33 +469,37 @@ impl Exchange {
                 reason,
                 head: &self.record.head,
                 request_id: &self.record.request_id,
-                keep_alive,
+                keep_alive: next == Next::KeepAlive,
                 error_page: c.config().error_page.as_deref(),
                 date: &reply::date_now(),
                 retry_after: 1,
             },
         );
         self.record.body_bytes_sent = (out.len() - head_len) as u64;
-        let next = self.send_own(c, &out, keep_alive).await;
-        if next == Next::Close && !in_step { Next::Linger } else { next }
+        self.send_own(c, &out, next).await
     }
 
-    async fn send_own(&mut self, c: &Client<'_>, out: &[u8], keep_alive: bool) -> Next {
+    /// What follows an answer of our own. `in_step`: all of the request was read.
+    fn after_own(&self, c: &Client<'_>, in_step: bool) -> Next {
+        match in_step {
+            true if self.may_keep_alive(c) => Next::KeepAlive,
+            true => Next::Close,
+            false => Next::Linger,
+        }
+    }
+
+    async fn send_own(&mut self, c: &Client<'_>, out: &[u8], next: Next) -> Next {
         match c.write_all(out).await {
             Ok(()) => {
                 self.record.bytes_sent += out.len() as u64;
-                if keep_alive { Next::KeepAlive } else { Next::Close }
+                next
             }
             Err(_) => Next::Close,
         }
     }
 
     fn may_keep_alive(&self, c: &Client<'_>) -> bool {
-        self.record.head.keep_alive && !self.client_eof && !c.closing()
-    }
-
-    fn body_is_none(&self) -> bool {
-        self.record.head.body == crate::http1::RequestBody::None
+        self.record.head.keep_alive && !c.closing()
     }
 
     /// Writes the record and makes the exchange ready for the next request.
@@ -537,6 +551,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 }
 
 thread_local! {
+    #[expect(clippy::vec_box, reason = "taken and given back as a pointer, not by a copy of it all")]
     static FREE: RefCell<Vec<Box<Exchange>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -552,10 +567,18 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     }
 }
 
-/// Gives an exchange back. One that a large head has grown is not kept.
+/// Gives an exchange back. One that large heads have grown is not kept.
 pub(crate) fn give_back(x: Box<Exchange>) {
-    const LARGE: usize = 16 * 1024;
-    if x.record.head.bytes.capacity() > LARGE || x.input.capacity() > LARGE {
+    const LARGE: usize = 32 * 1024;
+    let buffers = [
+        &x.input,
+        &x.record.head.bytes,
+        &x.forwarded.bytes,
+        &x.response.bytes,
+        &x.out,
+        &x.record.response_head,
+    ];
+    if buffers.map(Vec::capacity).iter().sum::<usize>() > LARGE {
         return;
     }
     FREE.with_borrow_mut(|free| {

@@ -126,7 +126,7 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
     let mut used = 0;
     let mut done = decoder.is_done();
     while !done && used < input.len() {
-        spool_ready(x).await?;
+        poll_fn(|cx| poll_room(c, x, cx)).await?;
         let end = input.len().min(used + crate::scratch::SIZE);
         let (n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
         used += n;
@@ -138,8 +138,8 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
         done = poll_fn(|cx| {
             let mut turn = 0;
             loop {
-                if let Err(e) = ready!(x.body.poll_ready(cx)) {
-                    return Poll::Ready(Err(spool_failed(&e)));
+                if let Err(reason) = ready!(poll_room(c, x, cx)) {
+                    return Poll::Ready(Err(reason));
                 }
                 let mut buf = Scratch::take();
                 let n = match c.stream.poll_read(cx, &mut buf) {
@@ -224,8 +224,16 @@ fn too_slow(min_rate: Option<u64>, begun: Instant, received: u64) -> bool {
     min_rate.is_some_and(|rate| elapsed > RATE_GRACE && received < rate * elapsed.as_secs())
 }
 
-async fn spool_ready(x: &mut Exchange) -> Result<(), Reason> {
-    poll_fn(|cx: &mut Context<'_>| x.body.poll_ready(cx)).await.map_err(|e| spool_failed(&e))
+/// Ready when the spool takes more. That others give up memory or that the disk gets something done
+/// is not waited for longer than the client's next byte would be.
+fn poll_room(c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+    match x.body.poll_ready(cx) {
+        Poll::Ready(Err(e)) => Poll::Ready(Err(spool_failed(&e))),
+        Poll::Pending if c.timer.expired() => {
+            Poll::Ready(Err(spool_failed(&io::ErrorKind::OutOfMemory.into())))
+        }
+        ready => ready.map_err(|e| spool_failed(&e)),
+    }
 }
 
 fn spool_failed(error: &io::Error) -> Reason {

@@ -29,6 +29,7 @@ pub enum FieldId {
     Underscore,
     Accept,
     AcceptEncoding,
+    AcceptRanges,
     Authorization,
     CacheControl,
     Connection,
@@ -37,6 +38,7 @@ pub enum FieldId {
     ContentType,
     Cookie,
     Date,
+    Etag,
     Expect,
     Forwarded,
     FrontEndHttps,
@@ -54,6 +56,7 @@ pub enum FieldId {
     TransferEncoding,
     Upgrade,
     UserAgent,
+    Vary,
     Via,
     XAccelBuffering,
     XForwardedBy,
@@ -79,7 +82,7 @@ impl FieldId {
         let candidates: &[(&[u8], FieldId)] = match name.len() {
             2 => &[(b"te", Te)],
             3 => &[(b"via", Via)],
-            4 => &[(b"host", Host), (b"date", Date)],
+            4 => &[(b"host", Host), (b"date", Date), (b"etag", Etag), (b"vary", Vary)],
             5 => &[(b"proxy", Proxy)],
             6 => &[(b"accept", Accept), (b"cookie", Cookie), (b"expect", Expect)],
             7 => &[(b"referer", Referer), (b"upgrade", Upgrade), (b"trailer", Trailer)],
@@ -97,6 +100,7 @@ impl FieldId {
             13 => &[
                 (b"cache-control", CacheControl),
                 (b"authorization", Authorization),
+                (b"accept-ranges", AcceptRanges),
                 (b"x-queue-start", XQueueStart),
             ],
             14 => &[
@@ -376,11 +380,12 @@ pub(super) fn bad(rule: &'static str) -> Violation {
 mod tests {
     use super::*;
 
-    const NAMES: [(&str, FieldId); 43] = {
+    const NAMES: [(&str, FieldId); 46] = {
         use FieldId::*;
         [
             ("Accept", Accept),
             ("Accept-Encoding", AcceptEncoding),
+            ("Accept-Ranges", AcceptRanges),
             ("Authorization", Authorization),
             ("Cache-Control", CacheControl),
             ("Connection", Connection),
@@ -389,6 +394,7 @@ mod tests {
             ("Content-Type", ContentType),
             ("Cookie", Cookie),
             ("Date", Date),
+            ("ETag", Etag),
             ("Expect", Expect),
             ("Forwarded", Forwarded),
             ("Front-End-Https", FrontEndHttps),
@@ -406,6 +412,7 @@ mod tests {
             ("Transfer-Encoding", TransferEncoding),
             ("Upgrade", Upgrade),
             ("User-Agent", UserAgent),
+            ("Vary", Vary),
             ("Via", Via),
             ("X-Accel-Buffering", XAccelBuffering),
             ("X-Forwarded-By", XForwardedBy),

@@ -44,6 +44,8 @@ pub(super) enum Event {
     /// It did not within boot-timeout; the text says what is missing.
     BootFailed(String),
     ChildEnded(Exit),
+    /// `POST /drain` on the admin listener.
+    DrainAsked,
     /// Time has passed (asked for by `ticking`).
     Tick,
 }
@@ -169,6 +171,7 @@ impl Machine {
                 }
             }
             Event::ChildEnded(exit) => self.child_ended(exit, now, &mut todo),
+            Event::DrainAsked => self.stop("drain", counts, now, &mut todo),
             Event::Tick => {}
         }
         self.advance(counts, now, &mut todo);
@@ -181,8 +184,8 @@ impl Machine {
                 todo.push(Action::Say("second INT: ending at once".into()));
                 self.end(Some(128 + Signal::INT.as_raw() as u8), todo);
             }
-            Signal::TERM | Signal::INT => self.stop(signal, counts, now, todo),
-            Signal::HUP if self.plan.terminal => self.stop(signal, counts, now, todo),
+            Signal::TERM | Signal::INT => self.stop(signals::name(signal), counts, now, todo),
+            Signal::HUP if self.plan.terminal => self.stop("HUP", counts, now, todo),
             Signal::QUIT => self.stop_fast(counts, now, todo),
             // The app reads its own configuration again: it gets the signal too.
             Signal::HUP => todo.push(Action::Reload),
@@ -197,15 +200,14 @@ impl Machine {
         }
     }
 
-    /// TERM, INT, or a closed terminal. Platforms send several: only the first counts.
-    fn stop(&mut self, signal: Signal, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
+    /// TERM, INT, a closed terminal or `bufproxy drain`. Platforms send several: only the first
+    /// counts.
+    fn stop(&mut self, asked_by: &str, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
         match &mut self.phase {
-            Phase::Boot => todo.push(Action::Say(format!(
-                "stopping ({}): the app has not answered yet",
-                signals::name(signal)
-            ))),
+            Phase::Boot => todo
+                .push(Action::Say(format!("stopping ({asked_by}): the app has not answered yet"))),
             Phase::Serving => {
-                todo.push(Action::Say(stopping(signal, counts, self.plan.drain_timeout)));
+                todo.push(Action::Say(stopping(asked_by, counts, self.plan.drain_timeout)));
             }
             // The same stop may have reached the app first.
             Phase::Draining(drain) => {
@@ -222,7 +224,7 @@ impl Machine {
     /// QUIT: the app is told at once, by the same signal; little time is left for the rest.
     fn stop_fast(&mut self, counts: Counts, now: Instant, todo: &mut Vec<Action>) {
         if let Phase::Boot | Phase::Serving = self.phase {
-            todo.push(Action::Say(stopping(Signal::QUIT, counts, FAST)));
+            todo.push(Action::Say(stopping("QUIT", counts, FAST)));
             self.begin(Cause::Asked, FAST, now, todo);
         }
         if let Phase::Draining(drain) = &mut self.phase {
@@ -341,10 +343,9 @@ fn ended_by_a_stop(exit: Exit) -> bool {
         || matches!(exit, Exit::Code(code) if stops.contains(&(code - 128)))
 }
 
-fn stopping(signal: Signal, counts: Counts, limit: Duration) -> String {
+fn stopping(asked_by: &str, counts: Counts, limit: Duration) -> String {
     format!(
-        "stopping ({}): {} in flight, {} queued, {} being delivered, at most {} s",
-        signals::name(signal),
+        "stopping ({asked_by}): {} in flight, {} queued, {} being delivered, at most {} s",
         number(counts.in_flight, "request"),
         counts.queued,
         number(counts.delivering, "response"),

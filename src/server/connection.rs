@@ -7,7 +7,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use socket2::Socket;
 
@@ -32,6 +32,9 @@ pub(crate) struct Conn {
     pub(crate) id: u64,
     /// Requests served on this connection so far.
     pub(crate) requests: Cell<u32>,
+    /// What was sent last is a part of a response: the end of this connection must not look like
+    /// its end (invariant 6).
+    pub(crate) unfinished: Cell<bool>,
     /// Every request of this connection is refused: there are too many.
     pub(crate) refused: Option<Reason>,
     lp: Rc<Loop>,
@@ -59,10 +62,18 @@ impl Conn {
         self.timer.clear();
         Ok(())
     }
+
+    /// The client has sent something that was not read: a close would be a reset.
+    fn has_input(&self) -> bool {
+        self.stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
+        if self.unfinished.get() {
+            self.stream.reset();
+        }
         self.lp.connections.fetch_sub(1, Relaxed);
         self.lp.shared.connections.fetch_sub(1, Relaxed);
         METRICS.connections.sub(1);
@@ -90,6 +101,7 @@ pub(crate) fn spawn(lp: &Rc<Loop>, socket: Socket, peer: Peer) {
         local,
         id: lp.shared.next_connection.fetch_add(1, Relaxed),
         requests: Cell::new(0),
+        unfinished: Cell::new(false),
         refused: full.then_some(Reason::TooManyConnections),
         lp: lp.clone(),
     };
@@ -123,7 +135,7 @@ async fn serve(c: &Conn) {
         match next {
             Next::KeepAlive if more => pipelined = Some(x),
             Next::KeepAlive => exchange::give_back(x),
-            Next::Close if !more => return exchange::give_back(x),
+            Next::Close if !more && !c.has_input() => return exchange::give_back(x),
             Next::Close | Next::Linger => {
                 x.input.clear();
                 exchange::give_back(x);

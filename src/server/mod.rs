@@ -103,6 +103,7 @@ pub(crate) struct Shared {
     delivered: AtomicU64,
     refused: AtomicU64,
     cut: AtomicU64,
+    tunnels: AtomicUsize,
     /// Milliseconds since `begun` when an unreachable upstream was last said.
     said: AtomicU64,
     begun: Instant,
@@ -169,6 +170,10 @@ impl Shared {
         if self.closing() && reason.status() == UNAVAILABLE {
             self.refused.fetch_add(1, Relaxed);
         }
+    }
+
+    pub(crate) fn tunnels(&self) -> usize {
+        self.tunnels.load(Relaxed)
     }
 
     pub(crate) fn count_cut(&self) {
@@ -248,6 +253,22 @@ impl Gauge {
 impl Drop for Gauge {
     fn drop(&mut self) {
         self.lp.shared.gauges[self.which].fetch_sub(1, Relaxed);
+    }
+}
+
+/// One tunnel, for `max-tunnels`, for as long as it lives.
+pub(crate) struct Tunnel(Rc<Loop>);
+
+impl Tunnel {
+    pub(crate) fn new(lp: &Rc<Loop>) -> Tunnel {
+        lp.shared.tunnels.fetch_add(1, Relaxed);
+        Tunnel(lp.clone())
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.shared.tunnels.fetch_sub(1, Relaxed);
     }
 }
 
@@ -499,6 +520,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         delivered: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         cut: AtomicU64::new(0),
+        tunnels: AtomicUsize::new(0),
         said: AtomicU64::new(0),
         begun: Instant::now(),
     })

@@ -188,7 +188,7 @@ impl Lease {
     }
 
     /// Takes over what `other` holds.
-    pub(super) fn merge(&self, other: Lease) {
+    pub(super) fn merge(&self, other: &Lease) {
         debug_assert!(Arc::ptr_eq(&self.pool, &other.pool));
         self.bytes.fetch_add(other.bytes.swap(0, Relaxed), Relaxed);
     }

@@ -3,6 +3,7 @@
 //! Chunks begin small and each is at least half of what is held, up to 64 KiB: a small body costs
 //! about its size, a large one few allocations. Their capacity is on a lease of the memory budget.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ impl Memory {
         }
         if !data.is_empty() {
             let size = data.len().max((self.held() / 2).clamp(SMALLEST, LARGEST));
-            let mut chunk = Vec::with_capacity(size.next_multiple_of(SMALLEST));
+            let mut chunk = chunk(size.next_multiple_of(SMALLEST));
             chunk.extend_from_slice(data);
             self.lease.grow(chunk.capacity() as u64);
             self.chunks.push_back(chunk);
@@ -97,13 +98,15 @@ impl Memory {
         while let Some(first) = self.chunks.pop_front_if(|first| first.len() <= self.skip) {
             self.lease.give(first.capacity() as u64);
             self.skip -= first.len();
+            keep(first);
         }
         debug_assert!(self.skip == 0 || !self.chunks.is_empty(), "released more than there was");
         // A short rest of a large chunk moves: a reader that stalls here would pin all of it.
         if let Some(first) = self.chunks.front_mut() {
             let (rest, held) = (first.len() - self.skip, first.capacity());
             if held >= LARGEST / 4 && rest <= held / 8 {
-                *first = first[self.skip..].to_vec();
+                let rest = first[self.skip..].to_vec();
+                keep(std::mem::replace(first, rest));
                 self.skip = 0;
                 self.lease.give((held - first.capacity()) as u64);
             }
@@ -111,9 +114,45 @@ impl Memory {
     }
 
     /// Adds `next`, which begins where this ends.
-    pub(super) fn append(&mut self, next: Memory) {
+    pub(super) fn append(&mut self, mut next: Memory) {
         debug_assert_eq!(next.skip, 0, "bytes are read in order");
-        self.chunks.extend(next.chunks);
-        self.lease.merge(next.lease);
+        self.chunks.append(&mut next.chunks);
+        self.lease.merge(&next.lease);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.chunks.drain(..).for_each(keep);
+    }
+}
+
+thread_local! {
+    /// Large chunks for the next bodies of this thread. Without them every upload takes them off
+    /// the top of the heap, which glibc then gives back to the kernel: a page fault for each 4 KiB.
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// At most so many large chunks are kept: 1 MiB.
+const MAX_KEPT: usize = 16;
+
+/// An empty chunk of at least `size` bytes.
+fn chunk(size: usize) -> Vec<u8> {
+    if size <= LARGEST / 2 {
+        return Vec::with_capacity(size);
+    }
+    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(LARGEST))
+}
+
+fn keep(mut chunk: Vec<u8>) {
+    if chunk.capacity() == LARGEST {
+        chunk.clear();
+        // At the end of a thread the list may be gone: then the chunk is, too.
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MAX_KEPT {
+                kept.push(chunk);
+            }
+        });
     }
 }

@@ -18,6 +18,8 @@ const PROVABLE: usize = 8192;
 const SLICES: usize = 16;
 /// Bounds of a response head: twice what nginx's users set proxy_buffer_size to for large cookies.
 pub(crate) const RESPONSE_LIMITS: Limits = Limits { head: 128 * 1024, fields: 1000 };
+/// The last response on a connection that speaks another protocol from then on.
+pub(crate) const SWITCHING: u16 = 101;
 /// 1xx responses before the final one.
 const MAX_INFORMATIONAL: u32 = 16;
 
@@ -46,6 +48,8 @@ pub(crate) enum Event {
 pub(crate) struct Attempt {
     stream: Stream,
     unix: bool,
+    /// The request offers another protocol: a 101 is an answer to it.
+    upgrade: bool,
     /// Bytes of head and body that the kernel took, and in how many writes.
     sent: u64,
     total: u64,
@@ -64,31 +68,35 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Makes the first write at once. `keep`: the connection may be used again.
+    /// Makes the first write at once. `keep`: the connection may be used again; `upgrade`: for
+    /// another protocol, if the app agrees. Err: the loop cannot watch it; what was written may
+    /// have been read.
     pub(crate) fn start(
         connected: Connected,
         unix: bool,
         keep: bool,
+        upgrade: bool,
         head: &[u8],
         body: &mut Spool,
     ) -> io::Result<Attempt> {
         let total = head.len() as u64 + body.unread();
         let (stream, sent) = match connected {
             Connected::Fresh(socket) => {
-                let sent = first_write(&socket, head, body)?;
-                let read_only = sent == total && !keep;
+                let sent = first_write(&socket, head, body);
+                let read_only = sent == total && !keep && !upgrade;
                 let stream =
                     if read_only { Stream::read_only(socket) } else { Stream::new(socket) }?;
                 (stream, sent)
             }
             Connected::Registered(stream) => {
-                let sent = first_write(stream.socket(), head, body)?;
+                let sent = first_write(stream.socket(), head, body);
                 (stream, sent)
             }
         };
         Ok(Attempt {
             stream,
             unix,
+            upgrade,
             sent,
             total,
             writes: u32::from(sent > 0),
@@ -101,8 +109,17 @@ impl Attempt {
         })
     }
 
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     pub(crate) fn into_stream(self) -> Stream {
         self.stream
+    }
+
+    /// Bytes of the request that the kernel took.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// The request was written whole.
@@ -119,18 +136,28 @@ impl Attempt {
         response: &mut ResponseHead,
         method: &[u8],
     ) -> Poll<Result<Event, Failure>> {
-        if !self.done {
-            match self.poll_send(cx, head, body) {
-                Poll::Ready(Ok(())) => self.done = true,
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(Failure::Spool(e))),
-                Poll::Pending => {}
-            }
+        if let Poll::Ready(Err(e)) = self.poll_sent(cx, head, body) {
+            return Poll::Ready(Err(Failure::Spool(e)));
         }
         self.poll_head(cx, response, method)
     }
 
-    /// Err: the spool failed. A socket that takes no more is no error here: what the app has to say
-    /// about it is read.
+    /// Writes what can be written. Ready when there is nothing more to be written; Err: the spool
+    /// failed. A socket that takes no more is no error here: what the app has to say about it is
+    /// read. Polled on after the response head: the app may answer before it has read all.
+    pub(crate) fn poll_sent(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &mut Spool,
+    ) -> Poll<io::Result<()>> {
+        if !self.done {
+            ready!(self.poll_send(cx, head, body))?;
+            self.done = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -185,9 +212,9 @@ impl Attempt {
         loop {
             let mut buf = Scratch::take();
             let n = match ready!(self.stream.poll_read(cx, &mut buf)) {
-                Ok(0) => return Poll::Ready(Err(Failure::Reset)),
+                Ok(0) => return Poll::Ready(Err(self.verdict(None))),
                 Ok(n) => n,
-                Err(e) => return Poll::Ready(Err(self.verdict(&e))),
+                Err(e) => return Poll::Ready(Err(self.verdict(Some(e.kind())))),
             };
             self.received += n as u64;
             if let Some(event) = self.parse(Filled::new(buf, 0, n), response, method)? {
@@ -196,17 +223,15 @@ impl Attempt {
         }
     }
 
-    /// What a read error proves. On a Unix socket ECONNRESET without a response byte means that the
-    /// peer closed with unread bytes in its queue; where all that was ever sent is one write that
-    /// its one `recv` takes whole, nothing of it was read.
-    fn verdict(&self, error: &io::Error) -> Failure {
-        let reset = error.kind() == io::ErrorKind::ConnectionReset;
+    /// What the end of the connection proves, without a response byte. Of what was never sent,
+    /// nothing was read. And on a Unix socket ECONNRESET means that the peer closed with unread
+    /// bytes in its queue; where all that was ever sent is one write that its one `recv` takes whole,
+    /// nothing of it was read.
+    fn verdict(&self, error: Option<io::ErrorKind>) -> Failure {
+        let reset = error == Some(io::ErrorKind::ConnectionReset);
         let one_write = self.writes <= 1 && self.sent <= PROVABLE as u64;
-        if self.unix && reset && self.received == 0 && one_write {
-            Failure::Unread
-        } else {
-            Failure::Reset
-        }
+        let unread = self.sent == 0 || self.unix && reset && one_write;
+        if unread && self.received == 0 { Failure::Unread } else { Failure::Reset }
     }
 
     /// Looks for a head in the part that came before and what has come now.
@@ -241,8 +266,8 @@ impl Attempt {
     }
 
     fn found(&mut self, rest: Filled, response: &ResponseHead) -> Result<Event, Failure> {
-        const SWITCHING: u16 = 101;
-        if !(100..200).contains(&response.status) {
+        let switches = response.status == SWITCHING && self.upgrade;
+        if switches || !response.is_informational() {
             return Ok(Event::Head(rest));
         }
         self.informational += 1;
@@ -257,24 +282,16 @@ impl Attempt {
     }
 }
 
-/// The first write, without asking the loop: a socket that has just connected takes it.
-fn first_write(socket: &Socket, head: &[u8], body: &mut Spool) -> io::Result<u64> {
+/// The first write, without asking the loop: a socket that has just connected takes it. Where it
+/// does not, the next write or the read finds out why.
+fn first_write(socket: &Socket, head: &[u8], body: &mut Spool) -> u64 {
     let written = {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let n = gather(head, body, PROVABLE, &mut slices);
-        net::send(socket, &slices[..n])
+        net::send(socket, &slices[..n]).unwrap_or(0)
     };
-    match written {
-        Ok(n) => {
-            body.consume(n.saturating_sub(head.len()));
-            Ok(n as u64)
-        }
-        // A peer that closed at once is found by the read, with what it proves.
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => {
-            Ok(0)
-        }
-        Err(e) => Err(e),
-    }
+    body.consume(written.saturating_sub(head.len()));
+    written as u64
 }
 
 /// Slices of the rest of the head and of the body in memory, `limit` bytes at most. 0: nothing is
@@ -289,4 +306,67 @@ fn gather<'a>(
     slices[0] = IoSlice::new(head);
     let from = usize::from(!head.is_empty());
     from + body.memory_slices(limit - head.len(), &mut slices[from..]).0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::spool::{Budget, SpoolLimits};
+
+    const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+
+    /// How an attempt on a kept connection ends whose other end does this before and after the
+    /// request is written.
+    fn failure(
+        before: impl FnOnce(UnixStream) -> Option<UnixStream>,
+        after: impl FnOnce(UnixStream),
+    ) -> Failure {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let budget = Budget::new(1 << 20, 1 << 20, std::env::temp_dir());
+            let limits = SpoolLimits { memory: 1 << 16, disk: 0, replay: true };
+            let mut body = Spool::new(&budget, limits);
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let kept = Connected::Registered(Stream::new(ours.into()).unwrap());
+            let worker = before(theirs);
+            let mut attempt = Attempt::start(kept, true, true, false, POST, &mut body).unwrap();
+            worker.map(after);
+            let mut response = ResponseHead::default();
+            let event = poll_fn(|cx| attempt.poll(cx, POST, &mut body, &mut response, b"POST"));
+            match event.await {
+                Err(failure) => failure,
+                Ok(_) => panic!("no failure"),
+            }
+        })
+    }
+
+    #[test]
+    fn a_worker_that_closed_before_the_first_byte_has_read_nothing() {
+        let failure = failure(|_closes| None, drop);
+        assert!(matches!(failure, Failure::Unread), "{failure:?}");
+    }
+
+    #[test]
+    fn a_worker_that_closes_on_unread_bytes_has_read_nothing() {
+        let failure = failure(Some, drop);
+        assert!(matches!(failure, Failure::Unread), "{failure:?}");
+    }
+
+    #[test]
+    fn a_worker_that_has_read_may_have_acted() {
+        let read = |mut worker: UnixStream| assert!(worker.read(&mut [0; 8192]).unwrap() > 0);
+        let failure = failure(Some, read);
+        assert!(matches!(failure, Failure::Reset), "{failure:?}");
+    }
+
+    #[test]
+    fn a_worker_that_has_begun_to_answer_may_have_acted() {
+        let failure = failure(Some, |mut worker| worker.write_all(b"HTTP/1.1 2").unwrap());
+        assert!(matches!(failure, Failure::Reset), "{failure:?}");
+    }
 }

@@ -3,16 +3,18 @@
 //! before (invariant 2).
 
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::Shutdown;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use super::Slot;
-use super::attempt::{Attempt, Event};
+use super::attempt::{Attempt, Event, Failure};
 use super::body::Incoming;
 use crate::config::UpstreamAddr;
 use crate::http1::ResponseHead;
 use crate::metrics::METRICS;
-use crate::net::Stream;
+use crate::net;
 use crate::scratch::Scratch;
 use crate::spool::Spool;
 
@@ -21,103 +23,128 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// A response of which more than this was read is not worth reading to its end.
 const WORTH_READING: u64 = 1024 * 1024;
 /// How often a connection that is no longer read is looked at for the worker's close.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// A response that nobody waits for: what is left of it.
-pub(crate) struct Rest {
-    pub(crate) stream: Stream,
-    pub(crate) incoming: Incoming,
-    /// `text/event-stream` and the like: it does not end by itself.
-    pub(crate) endless: bool,
-    /// Payload bytes that were read so far.
-    pub(crate) seen: u64,
-}
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A request that nobody waits for. It is still sent whole: gunicorn would run the app on the part
 /// that came, as if it were all.
-pub(crate) struct Unanswered {
+pub(crate) struct Abandoned {
     pub(crate) attempt: Attempt,
     pub(crate) head: Vec<u8>,
     pub(crate) body: Spool,
     pub(crate) method: Vec<u8>,
+    /// None: its response has no head yet.
+    pub(crate) rest: Option<Rest>,
+    /// The last to go: the connection is closed before another takes its place (invariant 3).
+    pub(crate) slot: Slot,
 }
 
-/// Lets a worker finish a request that has no response head yet.
-pub(crate) async fn unanswered(mut request: Unanswered, slot: Slot) {
-    let finished = tokio::time::timeout(LIMIT, async {
-        let mut response = ResponseHead::default();
-        let mut first = loop {
-            let event = poll_fn(|cx| {
-                let Unanswered { attempt, head, body, method } = &mut request;
-                attempt.poll(cx, head, body, &mut response, method)
-            });
-            match event.await {
-                Ok(Event::Head(first)) => break first,
-                Ok(Event::Informational) => {}
-                Err(_) => return,
+/// What is left of its response.
+pub(crate) struct Rest {
+    pub(crate) incoming: Incoming,
+    /// Not to be read to its end: it has none (`text/event-stream` and the like), or is not HTTP.
+    pub(crate) worthless: bool,
+    /// Payload bytes that were read so far.
+    pub(crate) seen: u64,
+}
+
+impl Rest {
+    pub(crate) fn worthless() -> Rest {
+        Rest { incoming: Incoming::Close, worthless: true, seen: 0 }
+    }
+
+    /// Throws away what has come. True: that was the end.
+    fn take(&mut self, buf: &mut [u8]) -> bool {
+        match self.incoming.take(buf) {
+            Ok(taken) => {
+                self.seen += taken.payload as u64;
+                taken.done
             }
-        };
-        let mut incoming = Incoming::new(response.body);
-        let Ok(taken) = incoming.take(first.bytes_mut()) else { return };
-        drop(first);
-        if !taken.done {
-            let rest = Rest {
-                stream: request.attempt.into_stream(),
-                incoming,
-                endless: response.stream,
-                seen: taken.payload as u64,
-            };
-            read_to_end(rest, &slot).await;
+            Err(_) => {
+                self.worthless = true;
+                false
+            }
         }
-    });
-    lost(finished.await);
+    }
 }
 
-/// Reads the rest of a response.
-pub(crate) async fn rest(rest: Rest, slot: Slot) {
-    lost(tokio::time::timeout(LIMIT, read_to_end(rest, &slot)).await);
-}
-
-fn lost(finished: Result<(), tokio::time::error::Elapsed>) {
-    if finished.is_err() {
+/// Lets the worker finish, then gives the slot back.
+pub(crate) async fn finish(mut work: Abandoned) {
+    if tokio::time::timeout(LIMIT, work.run()).await.is_err() {
         METRICS.slot_lost.add(1);
     }
 }
 
-async fn read_to_end(mut rest: Rest, slot: &Slot) {
-    loop {
-        if rest.endless || rest.seen > WORTH_READING {
-            return refuse(&rest.stream, slot).await;
+impl Abandoned {
+    async fn run(&mut self) {
+        let rest = match self.rest.take() {
+            Some(rest) => Some(rest),
+            None => self.head().await,
+        };
+        if let Some(rest) = rest
+            && !self.read(rest).await
+        {
+            self.refuse().await;
         }
-        let done = poll_fn(|cx| {
+    }
+
+    /// Waits for the head of the response. None: the end has come with it.
+    async fn head(&mut self) -> Option<Rest> {
+        let mut response = ResponseHead::default();
+        loop {
+            let event = poll_fn(|cx| {
+                let Abandoned { attempt, head, body, method, .. } = self;
+                attempt.poll(cx, head, body, &mut response, method)
+            });
+            match event.await {
+                Ok(Event::Informational) => {}
+                Ok(Event::Head(mut first)) => {
+                    let incoming = Incoming::new(response.body);
+                    let mut rest = Rest { incoming, worthless: response.stream, seen: 0 };
+                    return if rest.take(first.bytes_mut()) { None } else { Some(rest) };
+                }
+                Err(Failure::Unread | Failure::Reset) => return None,
+                Err(Failure::Invalid(_) | Failure::Spool(_)) => return Some(Rest::worthless()),
+            }
+        }
+    }
+
+    /// Reads as much of the response as is worth it. True: to its end.
+    async fn read(&mut self, mut rest: Rest) -> bool {
+        poll_fn(|cx| {
+            let _ = self.attempt.poll_sent(cx, &self.head, &mut self.body);
             let mut buf = Scratch::take();
-            rest.stream.poll_read(cx, &mut buf).map(|read| match read {
-                Ok(n) if n > 0 => match rest.incoming.take(&mut buf[..n]) {
-                    Ok(taken) => {
-                        rest.seen += taken.payload as u64;
-                        taken.done
-                    }
-                    Err(_) => true,
-                },
-                _ => true,
-            })
+            while !rest.worthless && rest.seen <= WORTH_READING {
+                let end = match ready!(self.attempt.stream().poll_read(cx, &mut buf)) {
+                    Ok(n) if n > 0 => rest.take(&mut buf[..n]),
+                    _ => true,
+                };
+                if end {
+                    return Poll::Ready(true);
+                }
+            }
+            Poll::Ready(false)
         })
-        .await;
-        if done {
+        .await
+    }
+
+    /// On a Unix socket the worker's next write fails with EPIPE and its close is still seen; TCP has
+    /// nothing like it, there the connection is closed.
+    async fn refuse(&mut self) {
+        if matches!(self.slot.addr(), UpstreamAddr::Tcp(..)) {
             return;
         }
-    }
-}
-
-/// On a Unix socket the worker's next write fails with EPIPE and its close is still seen; TCP has
-/// nothing like it, there the connection is closed.
-async fn refuse(stream: &Stream, slot: &Slot) {
-    if matches!(slot.addr(), UpstreamAddr::Tcp(..)) {
-        return;
-    }
-    stream.shutdown(Shutdown::Read);
-    // From now on a read says 0 at once; the close is told by the hang-up alone.
-    while !stream.hung_up() {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        let stream = self.attempt.stream();
+        stream.shutdown(Shutdown::Read);
+        if poll_fn(|cx| self.attempt.poll_sent(cx, &self.head, &mut self.body)).await.is_err() {
+            return;
+        }
+        // From now on a read says 0 at once, and gunicorn, when it is done, lingers up to 2 s for our
+        // close: neither tells. An empty line behind the request does (RFC 9112, 2.2 has it ignored):
+        // a worker does not read it before it lingers, and its close takes it away.
+        let stream = self.attempt.stream();
+        let canary = net::send(stream.socket(), &[IoSlice::new(b"\r\n")]);
+        while canary.is_ok() && stream.unsent() > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 }

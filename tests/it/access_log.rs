@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{App, Proxy, ok, pattern};
+use crate::support::{App, Proxy, ok, pattern, until};
 
 /// The request of the seed article, as the router sends it.
 const SEED: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\nConnection: close\r\n\
@@ -218,18 +218,6 @@ fn log_file_is_opened_again_on_usr1() {
     assert!(!fs::read_to_string(&rotated).unwrap().contains("/after"));
     drop(client);
     assert_eq!(proxy.stop().stdout, [""; 0]);
-}
-
-/// Looks again and again; a file has nothing that could be waited for.
-#[track_caller]
-fn until(happened: impl Fn() -> bool) {
-    for _ in 0..crate::support::GUARD.as_millis() {
-        if happened() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("it does not happen");
 }
 
 #[test]

@@ -275,3 +275,67 @@ fn slow_upload_is_named_in_the_record() {
     assert!(record.seconds("receive") >= Duration::from_millis(200), "{record:?}");
     assert_eq!(record.get("slow"), "client_up");
 }
+
+#[test]
+fn app_that_answers_before_it_has_read_gets_the_whole_request() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let body = pattern(3 * 1024 * 1024);
+    let mut client = proxy.connect();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));
+    client.send(&body);
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nso far\r\n");
+    client.head();
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.send("5\r\n, all\r\n0\r\n\r\n");
+    assert_eq!(client.chunks(), b"so far, all");
+}
+
+#[test]
+fn request_body_is_given_up_when_its_answer_has_come() {
+    let app = App::unix();
+    let options = ["--spool-max", "1m", "--max-body", "1m", "--response-spool-max", "1m"];
+    let proxy = Proxy::start(&app, &options);
+    let upload = |target: &str| {
+        let mut client = proxy.connect_slow();
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n"));
+        client.send(vec![b'x'; 900_000]);
+        client
+    };
+    let mut reads_slowly = upload("/one");
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(200_000)));
+    worker.wait_closed();
+    // It waits for its client in memory; the disk is for the next.
+    let mut two = upload("/two");
+    app.request().0.reply("");
+    assert_eq!(two.response().status(), 200);
+    assert_eq!(reads_slowly.response().body.len(), 200_000);
+}
+
+#[test]
+fn response_that_cannot_be_read_back_is_cut() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--response-memory", "64k"]);
+    let mut client = proxy.connect_slow();
+    client.get("/lost");
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(5 * 1024 * 1024)));
+    worker.wait_closed();
+    // The disk forgets what it has, again and again: some of it may still be on its way there.
+    let fds = format!("/proc/{}/fd", proxy.pid().as_raw_nonzero());
+    let forgets = std::thread::spawn(move || {
+        for fd in (0..1000).flat_map(|_| std::fs::read_dir(&fds).into_iter().flatten().flatten()) {
+            let fd = fd.path();
+            if std::fs::read_link(&fd)
+                .is_ok_and(|file| file.to_string_lossy().contains(" (deleted)"))
+            {
+                let _ = std::fs::OpenOptions::new().write(true).open(&fd).map(|f| f.set_len(0));
+            }
+        }
+    });
+    client.cut_response();
+    assert_eq!(proxy.record("/lost").get("end"), "internal");
+    forgets.join().unwrap();
+}

@@ -1,8 +1,11 @@
 //! What is typed, and what is said about it.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use crate::support::{App, Proxy, bufproxy};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{App, Lines, Proxy, bufproxy};
 
 /// Runs to the end with these arguments.
 fn run(set_up: impl FnOnce(&mut Command)) -> (i32, String, String) {
@@ -125,4 +128,20 @@ fn flag_beats_environment_beats_file() {
     // From the file.
     client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(5000)));
     assert_eq!(client.response().status(), 431);
+}
+
+#[test]
+#[ignore = "measures for ten seconds; .ci/full runs it"]
+fn demo_shows_the_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut demo = bufproxy(dir.path()).arg("demo").stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = Lines::of(demo.stdout.take().unwrap());
+    let shown = stdout.find(1, Duration::from_secs(60), |line| line.contains("bare "));
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(0));
+    // `bare 0/s, bufproxy 168/s`
+    let shown = shown.unwrap();
+    let numbers = shown.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
+    let [bare, behind] = numbers.collect::<Vec<_>>()[..] else { panic!("{shown}") };
+    assert!(behind >= 20 && behind >= 10 * bare, "{shown}");
 }

@@ -28,6 +28,25 @@ fn open(command: Command, dir: tempfile::TempDir) -> Proxy {
     proxy
 }
 
+#[test]
+fn proxy_protocol_gives_the_app_a_true_remote_addr() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", dir.path().join("app.sock").display());
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", &socket]);
+    command.args(["--upstream-proxy-protocol", "on", "--trust", "private", "--"]);
+    command.arg(venv().join("gunicorn")).args(["--bind", &socket, "--chdir"]).arg(repository());
+    command
+        .args(["--proxy-protocol", "v1", "tests.apps.wsgi:app"])
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let proxy = open(command, dir);
+    let mut client = proxy.connect();
+    client.send("GET /echo HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n");
+    assert_eq!(echo(&mut client)["REMOTE_ADDR"], "203.0.113.7");
+    client.get("/echo");
+    assert_eq!(echo(&mut client)["REMOTE_ADDR"], "127.0.0.1");
+}
+
 /// What `/echo` saw.
 fn echo(client: &mut Client) -> serde_json::Value {
     let response = client.response();
@@ -129,6 +148,22 @@ fn stream_of_a_wsgi_app_comes_as_it_is_made() {
     let first = begun.elapsed();
     assert!(client.chunks().ends_with(b"data: 9\n\n"));
     assert!(first < begun.elapsed() / 2, "first event after {first:?} of {:?}", begun.elapsed());
+}
+
+#[test]
+fn client_that_leaves_a_stream_frees_the_worker_before_it_lingers() {
+    let proxy = start(SYNC);
+    let mut client = proxy.connect();
+    client.get("/stream");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/stream").get("end"), "client_gone");
+    // Half a second of events at the most; gunicorn would wait 2 s more for our close.
+    let begun = Instant::now();
+    let mut next = proxy.connect();
+    next.get("/");
+    assert_eq!(next.response().status(), 200);
+    assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
 }
 
 #[test]

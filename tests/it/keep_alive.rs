@@ -1,6 +1,6 @@
 //! Client connections: kept when both sides may, closed cleanly when not (RFC 9112, 9.3).
 
-use crate::support::{App, Proxy, ok};
+use crate::support::{App, Proxy, ok, pattern};
 
 #[test]
 fn http_1_1_connection_is_kept() {
@@ -138,4 +138,26 @@ fn upstream_connection_is_kept_when_asked() {
     client.send("POST /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
     app.request().0.reply("four");
     assert_eq!(client.response().text(), "four");
+}
+
+#[test]
+fn answer_is_read_whole_though_more_was_sent_behind_its_request() {
+    // A close with bytes unread would be a reset that takes the end of the answer with it.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-body", "1k"]);
+    let body = pattern(300_000);
+    let mut client = proxy.connect_slow();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let (mut worker, _) = app.request();
+    worker.send(ok(&body));
+    worker.wait_closed();
+    client.send("GET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.response().body == body, "the body was changed on the way");
+
+    // Answered here, and its body is not read.
+    let mut client = proxy.connect();
+    client.send("OPTIONS * HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\nContent-Length: 99\r\n\r\n");
+    assert_eq!(client.response().status(), 200);
+    client.send([b'x'; 99]);
+    assert_eq!(client.rest(), b"");
 }

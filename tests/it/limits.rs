@@ -239,3 +239,26 @@ fn response_beyond_its_disk_budget_paces_the_app() {
     writer.join().unwrap().expect("all of it is taken in the end");
     assert_eq!(proxy.record("/huge").get("end"), "ok");
 }
+
+#[test]
+fn upload_does_not_wait_for_memory_for_ever() {
+    // A response that its client does not read holds all memory, and there is no disk for it.
+    let app = App::unix();
+    let proxy = Proxy::launch(|command| {
+        command.args(["--upstream", app.address(), "--memory", "64k", "--body-memory", "16k"]);
+        command.args(["--response-memory", "16k", "--response-spool-max", "16k"]);
+        command.args(["--body-timeout", "200ms"]);
+    });
+    let mut unread = proxy.connect_slow();
+    unread.get("/unread");
+    let (mut worker, _) = app.request();
+    worker.set_write_timeout(Duration::from_millis(100));
+    worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+
+    let mut upload = proxy.connect();
+    upload.send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
+    proxy.settle();
+    upload.send("order");
+    assert_eq!(upload.response().status(), 503);
+    assert_eq!(proxy.record("/upload").get("end"), "spool_full");
+}

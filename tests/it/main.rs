@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// A stop without a signal, and one that loses nothing though everybody gets it.
+mod drain;
 // 100 Continue is ours to say.
 mod expect;
 // What becomes of a head on its way.
@@ -24,6 +26,8 @@ mod forwarding;
 mod framing;
 // The real one, wrapped.
 mod gunicorn;
+// Fewer bytes for those who ask.
+mod gzip;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
@@ -36,6 +40,8 @@ mod packaging;
 mod queueing;
 // HUP loses nothing.
 mod reload;
+// The files for Kubernetes and the clouds mean what they say.
+mod platforms;
 // What is sent again, and what never.
 mod retries;
 // TERM loses nothing.

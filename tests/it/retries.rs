@@ -1,6 +1,8 @@
 //! Invariant 7: what no worker has read may always be sent again; what one may have read only if
 //! its method is idempotent. And an app that is not there is waited for.
 
+use std::time::Duration;
+
 use crate::support::{App, Proxy, pattern, unix_path};
 
 const POST: &str = "POST /order HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\norder";
@@ -275,4 +277,22 @@ fn client_that_leaves_while_the_app_is_away_is_forgotten() {
     worker.reply("");
     client.response();
     app.assert_no_connection();
+}
+
+#[test]
+fn record_of_a_second_try_says_how_long_that_one_took() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/twice");
+    let (mut worker, _) = app.request();
+    // A byte of an answer, then nothing: this try has a first byte, and fails.
+    worker.send("HTTP/1.1 ");
+    drop(worker);
+    let (worker, _) = app.request();
+    std::thread::sleep(Duration::from_millis(50));
+    worker.reply("");
+    client.response();
+    let record = proxy.record("/twice");
+    assert!(record.seconds("first_byte") >= Duration::from_millis(49), "{record:?}");
 }

@@ -170,9 +170,28 @@ fn deadline_ends_the_drain() {
     // A drain that was asked for; what was cut is in the summary and in its record.
     assert_eq!(exit.code, 0, "{exit:?}");
     assert!(exit.stderr.iter().any(|line| line.contains("1 cut")), "{exit:?}");
-    assert_eq!(exit.stdout.iter().filter(|line| line.contains("/endless")).count(), 1, "{exit:?}");
+    let records: Vec<_> = exit.stdout.iter().filter(|line| line.contains("/endless")).collect();
+    assert_eq!(records.len(), 1, "{exit:?}");
+    assert!(records[0].contains(" status_code=200 "), "{exit:?}");
+    assert!(records[0].contains(" body_bytes_sent=4 "), "{exit:?}");
+    assert!(records[0].ends_with(" end=draining"), "{exit:?}");
     assert_eq!(client.exact(4), b"half");
     client.wait_closed();
+}
+
+#[test]
+fn deadline_ends_a_stream_so_that_it_does_not_look_complete() {
+    // To an HTTP/1.0 client the end of the connection is the end of the response.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--drain-timeout", "300ms"]);
+    let mut client = proxy.connect();
+    client.send("GET /stream HTTP/1.0\r\n\r\n");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n");
+    client.head();
+    assert_eq!(client.exact(9), b"data: 1\n\n");
+    assert_eq!(proxy.stop().code, 0);
+    client.wait_reset();
 }
 
 #[test]

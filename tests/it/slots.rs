@@ -1,10 +1,13 @@
 //! Invariant 2: a slot is held until the worker is done, whatever became of the client.
 
 use std::io::ErrorKind;
+use std::thread;
 
 use rustix::process::Signal;
 
-use crate::support::{App, Client, Proxy, ok, pattern};
+use crate::support::{
+    App, AppConn, Client, Message, Proxy, chunked, ok, pattern, unix_path, until,
+};
 
 /// One slot, and a second request behind it that shows when the slot is free.
 fn one_slot() -> (App, Proxy) {
@@ -157,4 +160,166 @@ fn client_that_left_at_an_early_hint_does_not_free_the_slot() {
     worker.reply("");
     app.request().0.reply("");
     assert_eq!(next.response().status(), 200);
+}
+
+#[test]
+fn worker_whose_answer_breaks_the_rules_keeps_its_slot() {
+    let (app, proxy) = one_slot();
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (path, answer) in [
+        ("/no-http", "Traceback (most recent call last)\r\n"),
+        ("/bad-chunk", &format!("{chunked}4\r\nfine\r\nnot a size\r\n")),
+    ] {
+        let mut client = proxy.connect();
+        client.get(path);
+        let (mut worker, _) = app.request();
+        worker.send(answer);
+        let record = proxy.record(path);
+        assert_ne!(record.get("end"), "ok");
+
+        // It may work on, whatever we think of it.
+        let mut next = next_in_line(&proxy);
+        app.assert_no_connection();
+        assert_eq!(worker.send_until_refused("more"), ErrorKind::BrokenPipe);
+        drop(worker);
+        app.request().0.reply("");
+        assert_eq!(next.response().status(), 200);
+    }
+}
+
+/// A POST that is longer than what goes out before a worker reads.
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[test]
+fn request_that_was_begun_is_sent_whole_whatever_becomes_of_the_client() {
+    // gunicorn would run the app on the part that came, as if it were all.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "500ms"]);
+    let body = pattern(3 * 1024 * 1024);
+
+    let mut client = proxy.connect();
+    client.send(post("/504", &body));
+    let mut worker = app.accept();
+    assert_eq!(client.response().status(), 504);
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.reply("");
+
+    let mut client = proxy.connect();
+    client.send(post("/left", &body));
+    let mut worker = app.accept();
+    drop(client);
+    assert_eq!(proxy.record("/left").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.reply("");
+
+    let mut client = proxy.connect();
+    client.send(post("/left-later", &body));
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/left-later").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    worker.send("done");
+    worker.wait_closed();
+
+    // A stream, which is not read any more.
+    let mut client = proxy.connect();
+    client.send(post("/left-stream", &body));
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    client.head();
+    drop(client);
+    assert_eq!(proxy.record("/left-stream").get("end"), "client_gone");
+    assert!(worker.request().body == body, "the body was changed on the way");
+    let mut next = next_in_line(&proxy);
+    app.assert_no_connection();
+    drop(worker);
+    app.request().0.reply("");
+    next.response();
+}
+
+#[test]
+fn no_slot_is_lost_however_exchanges_end() {
+    let app = App::unix();
+    app.serve(any_answer);
+    let dir = tempfile::tempdir().unwrap();
+    let admin = format!("unix:{}", unix_path(&dir).display());
+    let proxy = Proxy::start(&app, &["--concurrency", "3", "--admin", &admin]);
+    let addr = proxy.addr;
+    thread::scope(|scope| {
+        for seed in 0..12 {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                for _ in 0..40 {
+                    any_client(Client::connect(addr), &mut random);
+                }
+            });
+        }
+    });
+    assert!(app.most_at_once() <= 3, "{} at once", app.most_at_once());
+
+    // All three slots are free: three requests are at the app together.
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.get("/meet");
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "met");
+    }
+    // And nothing is left of the others.
+    let mut admin = Client::unix(&unix_path(&dir));
+    until(|| {
+        admin.get("/status");
+        let status: serde_json::Value = serde_json::from_slice(&admin.response().body).unwrap();
+        ["/in_flight", "/queued", "/receiving", "/delivering", "/spooled/memory", "/spooled/disk"]
+            .iter()
+            .all(|count| status.pointer(count).unwrap() == 0)
+    });
+}
+
+/// Answers in one of the ways that an app has, good and bad.
+fn any_answer(conn: &mut AppConn, request: Message) {
+    static MEETING: std::sync::Barrier = std::sync::Barrier::new(3);
+    match request.target() {
+        "/meet" => {
+            MEETING.wait();
+            conn.send(ok("met"));
+        }
+        "/0" => conn.send(ok("small")),
+        "/1" => conn.send(ok(pattern(2_000_000))),
+        "/2" => {
+            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            conn.send(chunked(&pattern(300_000), 10_000));
+        }
+        "/3" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\ncut"),
+        "/4" => conn.send("no HTTP at all\r\n\r\n"),
+        "/5" => conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"),
+        _ => {}
+    }
+}
+
+/// Sends one request and leaves at a moment of chance, politely or not.
+fn any_client(mut client: Client, random: &mut fastrand::Rng) {
+    let target = random.u8(0..7);
+    let body = vec![b'x'; random.usize(0..100_000)];
+    let head = format!(
+        "PUT /{target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let request = [head.as_bytes(), &body].concat();
+    // A third of the requests are cut; most of the others wait for something of their answer.
+    let whole = random.u8(0..3) > 0;
+    let sent = if whole { request.len() } else { random.usize(1..request.len()) };
+    let _ = client.try_send(&request[..sent]);
+    if whole && random.u8(0..3) > 0 {
+        client.read_some(random.usize(1..500_000));
+    }
+    if random.bool() {
+        client.reset();
+    }
 }

@@ -85,3 +85,31 @@ fn slow_reader_of_a_stream_paces_the_app() {
     client.exact(taken / 2);
     worker.try_send(b"x").expect("there is room again");
 }
+
+#[test]
+fn http_1_0_stream_that_is_cut_does_not_look_complete() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let begin = |target: &str| {
+        let mut client = proxy.connect();
+        client.send(format!("GET {target} HTTP/1.0\r\n\r\n"));
+        let (mut worker, _) = app.request();
+        worker.send(
+            "HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n\
+             4\r\nhalf\r\n",
+        );
+        client.head();
+        assert_eq!(client.exact(4), b"half");
+        (client, worker)
+    };
+    let (mut client, worker) = begin("/app-closes");
+    drop(worker);
+    client.wait_reset();
+    assert_eq!(proxy.record("/app-closes").get("end"), "truncated");
+
+    // To us it has left, though it still reads.
+    let (mut client, _worker) = begin("/half-closes");
+    client.half_close();
+    client.wait_reset();
+    assert_eq!(proxy.record("/half-closes").get("end"), "client_gone");
+}

@@ -1,6 +1,6 @@
-//! Offers of an upgrade: nothing goes through that the app has not agreed to.
+//! Upgraded connections: nothing goes through that the app has not agreed to, then everything does.
 
-use crate::support::{App, Proxy};
+use crate::support::{App, AppConn, Client, Proxy, pattern};
 
 const OFFER: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -41,4 +41,116 @@ fn upgrades_that_cannot_be_are_plain_requests() {
         worker.reply("plain");
         assert_eq!(client.response().text(), "plain");
     }
+}
+
+const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                      Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A tunnel: client and app that have agreed.
+fn agreed(app: &App, proxy: &Proxy) -> (Client, AppConn) {
+    let mut client = proxy.connect();
+    client.send(OFFER);
+    let (mut worker, request) = app.request();
+    assert_eq!(request.get("upgrade"), Some("websocket"));
+    assert_eq!(request.get("connection"), Some("upgrade"));
+    worker.send(AGREED);
+    let response = client.head();
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.get("upgrade"), Some("websocket"));
+    assert_eq!(response.get("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    (client, worker)
+}
+
+#[test]
+fn tunnel_carries_bytes_both_ways_and_the_record_counts_them() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1"]);
+    let (mut client, mut worker) = agreed(&app, &proxy);
+    client.send("ping");
+    assert_eq!(worker.read_some(4), b"ping");
+    worker.send("pong!");
+    assert_eq!(client.exact(5), b"pong!");
+    drop(client);
+    worker.wait_closed();
+    let record = proxy.record("/chat");
+    assert_eq!((record.get("status_code"), record.get("end")), ("101", "ok"));
+    assert_eq!((record.get("tunnel"), record.get("body_bytes_sent")), ("1", "5"));
+    assert_eq!(record.get("received"), (OFFER.len() + 4).to_string());
+}
+
+#[test]
+fn what_came_with_the_101_and_with_the_offer_goes_through() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send(format!("{OFFER}early"));
+    let (mut worker, _) = app.request();
+    worker.send(format!("{AGREED}first"));
+    client.head();
+    assert_eq!(client.exact(5), b"first");
+    assert_eq!(worker.read_some(5), b"early");
+}
+
+#[test]
+fn end_of_the_app_ends_the_tunnel_after_what_it_sent() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let (mut client, mut worker) = agreed(&app, &proxy);
+    let last = pattern(1_000_000);
+    let sent = last.clone();
+    let writer = std::thread::spawn(move || worker.send(sent));
+    assert!(client.rest() == last, "not all of it came");
+    writer.join().unwrap();
+}
+
+#[test]
+fn slow_side_paces_the_other() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect_slow();
+    client.send(OFFER);
+    let (mut worker, _) = app.request();
+    worker.send(AGREED);
+    worker.set_write_timeout(std::time::Duration::from_millis(300));
+    let refused = worker.send_until_refused(pattern(64 * 1024 * 1024));
+    assert_eq!(
+        refused,
+        std::io::ErrorKind::WouldBlock,
+        "64 MB went into a client that reads nothing"
+    );
+    client.head();
+}
+
+#[test]
+fn idle_tunnel_is_closed() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--tunnel-idle-timeout", "200ms"]);
+    let (mut client, mut worker) = agreed(&app, &proxy);
+    client.wait_closed();
+    worker.wait_closed();
+    assert_eq!(proxy.record("/chat").get("end"), "app_idle_timeout");
+}
+
+#[test]
+fn tunnels_have_a_limit() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-tunnels", "1"]);
+    let _open = agreed(&app, &proxy);
+    let mut client = proxy.connect();
+    client.send(OFFER);
+    assert_eq!(client.response().status(), 503);
+    assert_eq!(proxy.nth_record(1, "status_code=503").get("end"), "too_many_connections");
+}
+
+#[test]
+fn stop_lets_the_app_say_goodbye() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--drain-timeout", "300ms", "--idle-grace", "off"]);
+    let (mut client, _worker) = agreed(&app, &proxy);
+    proxy.signal(rustix::process::Signal::TERM);
+    // It is cut at the deadline, not before, and recorded.
+    client.wait_closed();
+    let exit = proxy.wait();
+    assert_eq!(exit.code, 0);
+    assert!(exit.stdout.iter().any(|line| line.contains("/chat") && line.contains("tunnel=1")));
 }

@@ -163,7 +163,7 @@ fn json_is_one_object_with_numbers_as_numbers() {
              \"forwarded_proto\":\"http\",\"via\":\"1.1 vegur\",\"body_bytes_sent\":12666,\
              \"referer\":null,\"user_agent\":\"{USER_AGENT}\",\"client\":\"199.188.193.220\",\
              \"receive\":0.000,\"queue\":0.000,\"connect\":0.000,\"first_byte\":0.021,\
-             \"upstream\":0.022,\"send\":0.111,\"retry\":0,\"paced\":false,\"stream\":false,\
+             \"upstream\":0.022,\"send\":0.111,\"retry\":0,\"paced\":false,\"stream\":false,\"tunnel\":false,\
              \"slow\":\"client_down\",\"end\":\"ok\"}}"
         )
     );
@@ -426,7 +426,7 @@ fn no_request_can_forge_a_line_or_a_field() {
         assert_eq!(l2met.matches('"').count(), 16, "{l2met}");
         assert_eq!(combined.matches('"').count(), 6, "{combined}");
         let object: BTreeMap<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
-        assert_eq!(object.len(), 28);
+        assert_eq!(object.len(), 29);
         assert!(!json.contains('\n'));
         let fields = parse_logfmt(&logfmt);
         assert_eq!(fields.len(), 22, "{logfmt}");

@@ -166,6 +166,21 @@ fn several_terms_are_one() {
 }
 
 #[test]
+fn a_drain_that_is_asked_for_is_a_stop_as_by_term() {
+    let mut run = Run::serving(|_| {});
+    let todo = run.all_at(0.0, Event::DrainAsked, IN_FLIGHT);
+    let line = "stopping (drain): 1 request in flight, 0 queued, 0 responses being delivered, \
+                at most 25 s";
+    assert_eq!(todo, [say(line), AnnounceClose, StopAccepting]);
+    assert_eq!(run.all_at(1.0, Event::DrainAsked, IN_FLIGHT), []);
+    assert_eq!(run.all_at(1.0, signal(Signal::TERM), IN_FLIGHT), []);
+    run.at(2.0, ended(0), NONE);
+    run.tick(8.0, NONE);
+    assert_eq!(run.tick(8.1, NONE), []);
+    assert_eq!(run.code(), Some(0));
+}
+
+#[test]
 fn a_second_int_ends_at_once() {
     let mut run = Run::serving(|_| {});
     run.at(0.0, signal(Signal::INT), IN_FLIGHT);
@@ -325,12 +340,12 @@ fn a_closed_terminal_is_a_stop() {
 fn the_line_of_a_stop_counts_what_is_under_way() {
     let counts = Counts { in_flight: 3, queued: 2, delivering: 14, ..NONE };
     assert_eq!(
-        stopping(Signal::TERM, counts, Duration::from_secs(25)),
+        stopping("TERM", counts, Duration::from_secs(25)),
         "stopping (TERM): 3 requests in flight, 2 queued, 14 responses being delivered, at most 25 s"
     );
     let counts = Counts { in_flight: 1, delivering: 1, ..NONE };
     assert_eq!(
-        stopping(Signal::INT, counts, Duration::from_millis(1500)),
+        stopping("INT", counts, Duration::from_millis(1500)),
         "stopping (INT): 1 request in flight, 0 queued, 1 response being delivered, at most 1.5 s"
     );
 }

@@ -155,6 +155,19 @@ impl Client {
         out
     }
 
+    /// The payload of the next chunk.
+    #[track_caller]
+    pub(crate) fn chunk(&mut self) -> Vec<u8> {
+        let mut size = Vec::new();
+        while !size.ends_with(b"\r\n") {
+            size.extend(self.exact(1));
+        }
+        let size = String::from_utf8_lossy(&size);
+        let payload = self.exact(usize::from_str_radix(size.trim_end(), 16).expect("a size"));
+        assert_eq!(self.exact(2), b"\r\n");
+        payload
+    }
+
     /// What is left of a chunked body after its first chunks.
     #[track_caller]
     pub(crate) fn chunks(&mut self) -> Vec<u8> {
@@ -164,6 +177,14 @@ impl Client {
         reader.chunks(&mut out).unwrap();
         self.buffer = reader.buffer;
         out
+    }
+
+    /// Reads until `n` bytes or the end have come, whatever the end is.
+    pub(crate) fn read_some(&mut self, n: usize) {
+        let mut reader =
+            Reader { buffer: std::mem::take(&mut self.buffer), more: more(&self.socket) };
+        let _ = reader.exact(n, &mut Vec::new());
+        self.buffer = reader.buffer;
     }
 
     /// Everything up to the end of the connection, which must be a clean one.
@@ -182,6 +203,14 @@ impl Client {
             assert_eq!(e.kind(), io::ErrorKind::ConnectionReset, "not closed: {e}");
         }
         assert_eq!(out.escape_ascii().to_string(), "", "surplus bytes");
+    }
+
+    /// The proxy cuts the connection by a reset, and nothing more comes.
+    #[track_caller]
+    pub(crate) fn wait_reset(&mut self) {
+        let mut out = std::mem::take(&mut self.buffer);
+        let end = self.socket.read_to_end(&mut out).map_err(|e| e.kind());
+        assert_eq!((out.as_slice(), end), (&b""[..], Err(io::ErrorKind::ConnectionReset)));
     }
 
     /// Nothing has come so far.

@@ -8,9 +8,9 @@ mod message;
 mod proxy;
 mod python;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub(crate) use app::{App, ok, unix_path};
+pub(crate) use app::{App, AppConn, ok, unix_path};
 pub(crate) use client::Client;
 pub(crate) use lines::Lines;
 pub(crate) use message::{Message, chunked, pattern};
@@ -20,3 +20,13 @@ pub(crate) use python::{repository, venv};
 /// How long anything may take that a promise does not time. It only ends a test that has failed
 /// already; no test waits for it.
 pub(crate) const GUARD: Duration = Duration::from_secs(10);
+
+/// Looks again and again, for what has nothing that could be waited for.
+#[track_caller]
+pub(crate) fn until(mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + GUARD;
+    while !happened() {
+        assert!(Instant::now() < deadline, "it does not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,126 @@
+//! After the app's 101: bytes both ways, until one side ends (RFC 9110, 7.8). Not a byte of the
+//! client goes to the app before that.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::{Answer, Client, Exchange, Next, client_head};
+use crate::error::Reason;
+use crate::net::Stream;
+use crate::scratch::Scratch;
+use crate::server::{Gauge, Tunnel};
+
+/// Reads of one direction before other connections of the loop have their turn.
+const TURN: u32 = 16;
+
+/// Passes the app's 101 on and tunnels. The worker is held for as long as the tunnel.
+pub(super) async fn tunnel(
+    c: &Client<'_>,
+    x: &mut Exchange,
+    answer: Answer,
+) -> Result<Next, Reason> {
+    // It needs the app, but it need not end before the app is told to stop: the app says goodbye
+    // in its own protocol (a WebSocket close), and that ends the tunnel.
+    x.enter(Gauge::delivering(&x.lp));
+    let _counted = Tunnel::new(&x.lp);
+    x.record.upstream_status = x.response.status;
+    x.record.status = x.response.status;
+    x.record.tunnel = true;
+    let Answer { attempt, slot, rest } = answer;
+    let upstream = attempt.into_stream();
+    let mut down = Direction::default();
+    client_head::write_switching(&mut down.waiting, &x.response);
+    let head = down.waiting.len() as u64;
+    down.waiting.extend_from_slice(rest.bytes());
+    drop(rest);
+    let mut up = Direction { waiting: std::mem::take(&mut x.input), ..Direction::default() };
+    let idle = c.config().tunnel_idle_timeout;
+    c.timer.set(idle);
+    let result = poll_fn(|cx| {
+        let mut moved = false;
+        for _ in 0..TURN {
+            let now = up.poll(&c.stream, &upstream, cx) | down.poll(&upstream, &c.stream, cx);
+            if now {
+                moved = true;
+            } else {
+                break;
+            }
+        }
+        // Whoever ends first ends it, once the other has what was sent.
+        if let Some(broken) = up.end.or(down.end)
+            && (broken || up.waiting.is_empty() && down.waiting.is_empty())
+        {
+            return Poll::Ready(Ok(()));
+        }
+        if moved {
+            c.timer.set(idle);
+            // It may be that TURN has cut it short.
+            cx.waker().wake_by_ref();
+        } else if c.timer.expired() {
+            return Poll::Ready(Err(Reason::AppIdleTimeout));
+        }
+        Poll::Pending
+    })
+    .await;
+    x.marks.app_done = Some(Instant::now());
+    x.record.bytes_sent += down.passed;
+    x.record.body_bytes_sent = down.passed.saturating_sub(head);
+    x.record.request_length += up.passed;
+    drop((upstream, slot));
+    result?;
+    Ok(Next::Close)
+}
+
+/// One direction. Holds no buffer while nothing waits.
+#[derive(Default)]
+struct Direction {
+    /// Read and not yet taken by the other side, at most one read.
+    waiting: Vec<u8>,
+    passed: u64,
+    /// The reading side has ended (false), or a side is broken (true).
+    end: Option<bool>,
+}
+
+impl Direction {
+    /// True: something moved.
+    fn poll(&mut self, from: &Stream, to: &Stream, cx: &mut Context<'_>) -> bool {
+        if !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting);
+            let taken = self.write(&waiting, to, cx);
+            self.waiting.extend_from_slice(&waiting[taken..]);
+            return taken > 0;
+        }
+        if self.end.is_some() {
+            return false;
+        }
+        let mut buf = Scratch::take();
+        match from.poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                let taken = self.write(&buf[..n], to, cx);
+                self.waiting.extend_from_slice(&buf[taken..n]);
+                true
+            }
+            Poll::Ready(read) => {
+                self.end = Some(read.is_err());
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], to: &Stream, cx: &mut Context<'_>) -> usize {
+        match to.poll_write(cx, &[IoSlice::new(bytes)]) {
+            Poll::Ready(Ok(n)) => {
+                self.passed += n as u64;
+                n
+            }
+            Poll::Ready(Err(_)) => {
+                self.end = Some(true);
+                0
+            }
+            Poll::Pending => 0,
+        }
+    }
+}
