@@ -9,6 +9,7 @@ pub(crate) mod connection;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
@@ -385,15 +386,16 @@ impl Drop for Counted {
 
 impl Server {
     /// Binds every `listen` address without listening yet (a busy port is known at once), starts
-    /// the log writer and, for `threads` beyond the first, the other loops.
-    pub fn bind(config: Arc<Config>) -> io::Result<Server> {
-        let listeners = config
-            .listen
-            .iter()
-            .map(|addr| {
-                Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
+    /// the log writer and, for `threads` beyond the first, the other loops. With `passed` listeners
+    /// (socket activation) those are used instead.
+    pub fn bind(config: Arc<Config>, passed: Vec<OwnedFd>) -> io::Result<Server> {
+        let bind = |addr| {
+            Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
+        };
+        let listeners = match passed.is_empty() {
+            true => config.listen.iter().map(bind).collect::<io::Result<Vec<_>>>()?,
+            false => passed.into_iter().map(Listener::passed).collect::<io::Result<Vec<_>>>()?,
+        };
         let (shared, control) = (Arc::new(shared(&config)?), watch::Sender::new(Phase::Bound));
         let mut loops = vec![Remote { connections: Arc::default(), inbox: None }];
         let mut threads = Vec::new();
