@@ -13,7 +13,7 @@ use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::{MAX_PUSH, Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::attempt::Attempt;
 use crate::upstream::body::{Incoming, Taken};
@@ -396,8 +396,9 @@ impl Pump {
         for part in parts {
             let skip = taken.min(part.len());
             taken -= skip;
-            if skip < part.len() {
-                self.spool.push(&part[skip..]);
+            // The compressor may give more at once than it was given.
+            for piece in part[skip..].chunks(MAX_PUSH) {
+                self.spool.push(piece);
             }
         }
     }

@@ -535,10 +535,14 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            if self.record.head.line.is_empty() {
+                receive::remember_partial(self);
+            }
             if self.record.status == 0 {
                 self.record.status = Reason::ClientGone.status();
             }
-            self.record.end = Reason::Draining;
+            let panics = std::thread::panicking();
+            self.record.end = if panics { Reason::Internal } else { Reason::Draining };
             self.lp.shared.count_cut();
             self.write_record();
         }

@@ -202,8 +202,6 @@ pub(crate) struct Loop {
     /// The settings of `reloads` reloads.
     settings: RefCell<Arc<Settings>>,
     reloads: Cell<usize>,
-    /// Connections of this loop, read by the loop that accepts.
-    connections: Arc<AtomicUsize>,
 }
 
 impl Loop {
@@ -315,7 +313,40 @@ struct Inner {
 struct Remote {
     connections: Arc<AtomicUsize>,
     /// None: the accepting loop itself.
-    inbox: Option<mpsc::UnboundedSender<(Socket, Peer)>>,
+    inbox: Option<mpsc::UnboundedSender<Accepted>>,
+}
+
+/// A connection that was accepted, on its way to its loop.
+pub(crate) struct Accepted {
+    socket: Socket,
+    peer: Peer,
+    counted: Counted,
+}
+
+/// One connection in the counts, from its accept on: a loop that has not taken up yet what it was
+/// handed has it already, and the drain waits for it.
+pub(crate) struct Counted {
+    shared: Arc<Shared>,
+    of_loop: Arc<AtomicUsize>,
+    /// Connections that were open when it came.
+    before: usize,
+}
+
+impl Counted {
+    fn new(shared: &Arc<Shared>, of_loop: &Arc<AtomicUsize>) -> Counted {
+        METRICS.connections.add(1);
+        of_loop.fetch_add(1, Relaxed);
+        let before = shared.connections.fetch_add(1, Relaxed);
+        Counted { shared: shared.clone(), of_loop: of_loop.clone(), before }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        METRICS.connections.sub(1);
+        self.of_loop.fetch_sub(1, Relaxed);
+        self.shared.connections.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Server {
@@ -364,8 +395,7 @@ impl Server {
     /// Listens and accepts; the runtime that it is called in becomes loop 0, and its thread lives to
     /// the end.
     pub fn open(&self) -> io::Result<()> {
-        let connections = self.inner.loops[0].connections.clone();
-        let lp = start_loop(self.shared.clone(), connections, self.inner.control.subscribe());
+        let lp = start_loop(self.shared.clone(), self.inner.control.subscribe());
         for listener in self.listeners().iter() {
             let named =
                 |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", listener.local_addr()));
@@ -531,7 +561,7 @@ fn run_loop(
     shared: Arc<Shared>,
     connections: Arc<AtomicUsize>,
     mut phase: watch::Receiver<Phase>,
-    mut inbox: mpsc::UnboundedReceiver<(Socket, Peer)>,
+    mut inbox: mpsc::UnboundedReceiver<Accepted>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -541,17 +571,19 @@ fn run_loop(
         Ok(runtime) => runtime,
         Err(e) => return tracing::error!("cannot start an event loop: {e}"),
     };
-    runtime.block_on(async {
-        let lp = start_loop(shared, connections.clone(), phase.clone());
+    runtime.block_on(async move {
+        let lp = start_loop(shared, phase.clone());
         loop {
             tokio::select! {
-                Some((socket, peer)) = inbox.recv() => connection::spawn(&lp, socket, peer),
+                Some(accepted) = inbox.recv() => connection::spawn(&lp, accepted),
                 aborted = phase.wait_for(|p| *p == Phase::Aborted) => {
                     let _ = aborted;
                     break;
                 }
             }
         }
+        // What was handed over and not taken up is closed.
+        drop(inbox);
         while connections.load(Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
@@ -559,18 +591,13 @@ fn run_loop(
 }
 
 /// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
-fn start_loop(
-    shared: Arc<Shared>,
-    connections: Arc<AtomicUsize>,
-    mut phase: watch::Receiver<Phase>,
-) -> Rc<Loop> {
+fn start_loop(shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) -> Rc<Loop> {
     let (reloads, settings) = (shared.reloads.load(Acquire), shared.settings());
     let lp = Rc::new(Loop {
         shared,
         timers: Timers::new(),
         settings: RefCell::new(settings),
         reloads: Cell::new(reloads),
-        connections,
     });
     let timers = lp.timers.clone();
     tokio::task::spawn_local(async move { timers.run().await });
@@ -628,10 +655,14 @@ async fn accept(
 /// To the loop with the fewest connections.
 fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     METRICS.connections_accepted.add(1);
-    let fewest = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed));
-    match fewest.and_then(|remote| remote.inbox.as_ref()) {
-        None => connection::spawn(lp, socket, peer),
+    let Some(fewest) = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed)) else {
+        return;
+    };
+    let counted = Counted::new(&lp.shared, &fewest.connections);
+    let accepted = Accepted { socket, peer, counted };
+    match &fewest.inbox {
+        None => connection::spawn(lp, accepted),
         // A loop that has ended has been aborted: the connection is closed with the process.
-        Some(inbox) => drop(inbox.send((socket, peer))),
+        Some(inbox) => drop(inbox.send(accepted)),
     }
 }
