@@ -232,6 +232,25 @@ fn master_that_has_executed_itself_anew_is_followed() {
     assert!(test_kill_process(new).is_err(), "it lives on");
 }
 
+#[test]
+fn reuse_port_is_named_before_it_does_harm() {
+    // As in the template that Heroku shows, with the port that it is given there.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("gunicorn.conf.py"), "reuse_port = True\n").unwrap();
+    std::fs::copy(repository().join("tests/apps/wsgi.py"), dir.path().join("app.py")).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = bufproxy(dir.path());
+    command.env("PORT", port.to_string()).arg("--");
+    command.arg(venv().join("gunicorn")).arg("app:app");
+    let begun = Instant::now();
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stderr.wait_for(|line| line.contains("reuse_port = True in gunicorn.conf.py"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let exit = proxy.wait();
+    let said = exit.stderr.last().unwrap();
+    assert!(exit.code == 1 && said.contains("has not taken the socket"), "{exit:?}");
+}
+
 /// The process in gunicorn's pid file, when that is there.
 #[track_caller]
 fn master(file: &Path) -> Pid {
