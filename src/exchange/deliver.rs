@@ -283,7 +283,10 @@ impl Pump {
                 return true;
             }
             Poll::Pending => {
-                x.record.paced |= self.spool.blocked() && !x.record.stream;
+                if self.spool.blocked() && !x.record.stream && !x.record.paced {
+                    x.record.paced = true;
+                    x.lp.shared.say_paced(self.spool.disk_failed());
+                }
                 self.app_silent = None;
                 return false;
             }

@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// What the pages in docs/ say can be done.
+mod docs;
 // A stop without a signal, and one that loses nothing though everybody gets it.
 mod drain;
 // 100 Continue is ours to say.
@@ -28,6 +30,8 @@ mod framing;
 mod gunicorn;
 // Fewer bytes for those who ask.
 mod gzip;
+// The app's end loses nothing that waits for it.
+mod handover;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
@@ -50,6 +54,8 @@ mod shutdown;
 mod slots;
 // Streams come as they are made.
 mod streams;
+// A unit with a socket of its own.
+mod systemd;
 // Who takes too long is cut, and named.
 mod timeouts;
 // Nothing goes through before the app has agreed.

@@ -20,14 +20,16 @@ impl Run {
             idle_grace: Duration::from_secs(5),
             child_stop_signal: Signal::TERM,
             child: true,
+            restart: false,
             command: "gunicorn app.wsgi".into(),
             open_when_ready: true,
             terminal: false,
         };
         change(&mut plan);
-        let (machine, todo) = Machine::new(plan.clone());
+        let start = Instant::now();
+        let (machine, todo) = Machine::new(plan.clone(), start);
         assert_eq!(todo.contains(&Action::Open), !plan.open_when_ready);
-        Run { machine, start: Instant::now() }
+        Run { machine, start }
     }
 
     fn serving(change: impl FnOnce(&mut Plan)) -> Run {
