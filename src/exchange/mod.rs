@@ -260,8 +260,7 @@ impl Exchange {
     async fn wait_for_slot(&mut self, c: &Client<'_>, avoid: Option<u16>) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let queue_end =
-            self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
+        let queue_end = Instant::now() + c.config().queue_timeout;
         c.timer.set_at(deadline.min(queue_end));
         let mut place = None;
         let slot = poll_fn(|cx| {

@@ -626,6 +626,8 @@ fn run_loop(
             tokio::task::yield_now().await;
         }
     });
+    // A read from a dead disk must not hold the exit.
+    runtime.shutdown_background();
 }
 
 /// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
@@ -698,9 +700,12 @@ fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     };
     let counted = Counted::new(&lp.shared, &fewest.connections);
     let accepted = Accepted { socket, peer, counted };
-    match &fewest.inbox {
-        None => connection::spawn(lp, accepted),
-        // A loop that has ended has been aborted: the connection is closed with the process.
-        Some(inbox) => drop(inbox.send(accepted)),
+    let left = match &fewest.inbox {
+        None => Some(accepted),
+        // The share of a loop that could not start is served here.
+        Some(inbox) => inbox.send(accepted).err().map(|refused| refused.0),
+    };
+    if let Some(accepted) = left {
+        connection::spawn(lp, accepted);
     }
 }
