@@ -328,7 +328,7 @@ impl Exchange {
                     return event.map(Ok);
                 }
                 if c.timer.expired() {
-                    return Poll::Ready(Err(Reason::AppTimeout));
+                    return Poll::Ready(Err(shared.timeout_reason()));
                 }
                 self.poll_client_left(c, cx).map(Err)
             })
@@ -371,7 +371,7 @@ impl Exchange {
                 return Poll::Ready(Ok(done));
             }
             if c.timer.expired() {
-                return Poll::Ready(Err(Reason::AppTimeout));
+                return Poll::Ready(Err(shared.timeout_reason()));
             }
             self.poll_client_left(c, cx).map(Err)
         })

@@ -183,6 +183,14 @@ impl Shared {
         self.cut.fetch_add(1, Relaxed);
     }
 
+    /// Why there is no answer in time: our own app that has never answered is starting still.
+    pub(crate) fn timeout_reason(&self) -> Reason {
+        match self.wrapped && !self.app_has_answered() {
+            true => Reason::AppStarting,
+            false => Reason::AppTimeout,
+        }
+    }
+
     /// Whether this error of a connect means that the app will not come back. While we stop, a
     /// wrapped app whose socket is gone was stopped too: Heroku's TERM comes to every process.
     pub(crate) fn app_has_gone(&self, error: &io::Error) -> bool {
