@@ -123,7 +123,9 @@ fn serve(app: SocketAddr, access_log: &str) -> io::Result<(Server, SocketAddr)> 
             ("--concurrency", &WORKERS.to_string()),
             ("--access-log", access_log),
         ])?;
-        match Server::bind(Arc::new(config)).and_then(|server| server.open().map(|()| server)) {
+        match Server::bind(Arc::new(config), Vec::new())
+            .and_then(|server| server.open().map(|()| server))
+        {
             Ok(server) => {
                 server.app_answered();
                 return Ok((server, addr));

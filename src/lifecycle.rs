@@ -5,6 +5,7 @@
 //! what they bring about is decided in `machine` and done here.
 
 mod machine;
+mod systemd;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -18,15 +19,22 @@ use tokio::runtime::{Builder, LocalOptions};
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Health, State};
-use crate::config::{self, Config, Invocation, OpenPort, Sources};
+use crate::config::{self, Config, Invocation, OpenPort, Sources, UpstreamAddr};
+use crate::net;
 use crate::server::Server;
+use crate::supervisor::handover::AppListener;
 use crate::supervisor::probe::wait_until_ready;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::{self, Child};
+use crate::supervisor::{self, Child, Exit};
 use machine::{Action, Event, Machine, Outcome, Plan};
+use systemd::Manager;
+pub use systemd::Passed;
 
-/// How often the counts are looked at while draining.
-const TICK: Duration = Duration::from_millis(10);
+/// How often it is looked whether an app that was just started has taken the socket that it got.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// After this it has.
+const LOOK_FOR: Duration = Duration::from_secs(60);
 
 /// What the end of a killed child may take.
 const KILL: Duration = Duration::from_millis(500);
@@ -55,24 +63,26 @@ impl fmt::Display for Failure {
 
 /// Runs the proxy, and the wrapped command if there is one, until both have ended. Gives the exit
 /// code: 0 after a stop that was asked for, else the command's.
-pub fn run(config: Config) -> Result<u8, Failure> {
+/// `passed` are the listeners that systemd has opened.
+pub fn run(config: Config, passed: Passed) -> Result<u8, Failure> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         // A Heroku dyno has 256 threads in all.
         .max_blocking_threads(4)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
-    let result = runtime.block_on(live(Arc::new(config)));
+    let result = runtime.block_on(live(Arc::new(config), passed));
     // A read from a dead disk must not hold the exit.
     runtime.shutdown_background();
     result
 }
 
-async fn live(config: Arc<Config>) -> Result<u8, Failure> {
+async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
     let mut signals = Signals::install()
         .map_err(|e| Failure::new(format!("cannot install signal handlers: {e}")))?;
     let soft_limit = raise_descriptor_limit();
-    let server = Server::bind(config.clone()).map_err(|e| match e.kind() {
+    let activated = !passed.0.is_empty();
+    let server = Server::bind(config.clone(), passed.0).map_err(|e| match e.kind() {
         io::ErrorKind::Other => Failure::new(e),
         _ => Failure::new(format!("cannot listen on {e} (option listen, else PORT)")),
     })?;
@@ -86,33 +96,31 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
         ),
     };
     let listening = server.local_addrs();
-    info!("{}", config.boot_line(&listening));
-    for warning in &config.warnings {
-        warn!("{warning}");
+    let (machine, todo) = Machine::new(plan(&config), Instant::now());
+    // Whoever reads "listening" may come at once, where nothing is to be waited for.
+    let opens_now = todo.contains(&Action::Open);
+    if !opens_now {
+        introduce(&config, &listening);
+    }
+    let mut app = App::start(&config, soft_limit)?;
+    let manager = Manager::of_process();
+    let mut process = Process { server, manager, machine, health };
+    process.perform(todo, &mut app)?;
+    if opens_now {
+        introduce(&config, &listening);
     }
 
-    let mut child = start_command(&config, soft_limit)?;
-    let open_when_ready = child.is_some() && config.open_port == OpenPort::Ready;
-    let (mut machine, todo) = Machine::new(Plan {
-        drain_timeout: config.drain_timeout,
-        drain_delay: config.drain_delay,
-        idle_grace: config.idle_grace,
-        child_stop_signal: Signal::from_named_raw(config.child_stop_signal).unwrap_or(Signal::TERM),
-        child: child.is_some(),
-        command: config.command.join(OsStr::new(" ")).to_string_lossy().into_owned(),
-        open_when_ready,
-        terminal: io::stdin().is_terminal(),
-    });
-    perform(todo, &server, child.as_ref())?;
-
-    let mut probe = pin!(wait_until_ready(&config, &listening));
+    // Behind a listener of systemd's, clients wait for us already: that it answers proves nothing.
+    let ours = if activated { &[] } else { listening.as_slice() };
+    let mut probe = pin!(wait_until_ready(&config, ours));
     let outcome = loop {
-        health.set(machine.state());
+        let machine = &process.machine;
+        let tick = machine.next_tick(Instant::now());
         let event = tokio::select! {
             biased;
             signal = signals.next() => match signal {
-                Signal::CHILD => match supervisor::reap(&mut child) {
-                    Some(exit) => Event::ChildEnded(exit),
+                Signal::CHILD => match app.reap() {
+                    Some(event) => event,
                     None => continue,
                 },
                 signal => Event::Signal(signal),
@@ -121,76 +129,218 @@ async fn live(config: Arc<Config>) -> Result<u8, Failure> {
                 Ok(seen) => Event::AppAnswered(seen),
                 Err(missing) => Event::BootFailed(missing),
             },
-            () = health.drain_asked() => Event::DrainAsked,
-            () = tokio::time::sleep(TICK), if machine.ticking() => Event::Tick,
+            () = process.health.drain_asked() => Event::DrainAsked,
+            () = tokio::time::sleep_until(tick.unwrap_or_else(Instant::now).into()),
+                if tick.is_some() => Event::Tick,
+            () = tokio::time::sleep(LOOK), if app.is_new(machine.state()) => {
+                app.look_at_socket();
+                continue;
+            }
         };
-        let todo = machine.on(event, server.counts(), Instant::now());
-        perform(todo, &server, child.as_ref())?;
-        if let Some(outcome) = machine.outcome() {
-            break outcome.clone();
+        if let Some(outcome) = process.take(event, &mut app)? {
+            break outcome;
         }
     };
-    server.abort().await;
-    if child.is_some() {
+    process.server.abort().await;
+    if app.child.is_some() {
         // It has been killed. If even that takes long, it is left to whoever reaps us.
         let reaped = async {
-            while child.is_some() {
+            while app.child.is_some() {
                 if signals.next().await == Signal::CHILD {
-                    supervisor::reap(&mut child);
+                    supervisor::reap(&mut app.child);
                 }
             }
         };
         let _ = tokio::time::timeout(KILL, reaped).await;
     }
-    finish(&server, outcome)
+    finish(&process.server, outcome)
 }
 
-/// Starts the wrapped command, if there is one.
-fn start_command(config: &Config, soft_limit: Option<u64>) -> Result<Option<Child>, Failure> {
-    if config.command.is_empty() {
-        return Ok(None);
+fn plan(config: &Config) -> Plan {
+    let child = !config.command.is_empty();
+    Plan {
+        drain_timeout: config.drain_timeout,
+        drain_delay: config.drain_delay,
+        idle_grace: config.idle_grace,
+        child_stop_signal: Signal::from_named_raw(config.child_stop_signal).unwrap_or(Signal::TERM),
+        child,
+        restart: config.restart,
+        command: config.command.join(OsStr::new(" ")).to_string_lossy().into_owned(),
+        open_when_ready: child && config.open_port == OpenPort::Ready,
+        terminal: io::stdin().is_terminal(),
     }
-    if let Some(file) = &config.ready_file {
-        // Of the last run: it would be believed.
-        match std::fs::remove_file(file) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                let file = file.display();
-                return Err(Failure::new(format!("cannot remove ready-file {file}: {e}")));
-            }
-            _ => {}
+}
+
+/// The wrapped command, if there is one: its process, and the listener that was passed to it.
+struct App {
+    config: Arc<Config>,
+    soft_limit: Option<u64>,
+    child: Option<Child>,
+    /// None: the app binds its socket itself.
+    listener: Option<AppListener>,
+    /// When the command was started.
+    since: Instant,
+}
+
+impl App {
+    /// With the command running, if there is one.
+    fn start(config: &Arc<Config>, soft_limit: Option<u64>) -> Result<App, Failure> {
+        let mut app = App {
+            config: config.clone(),
+            soft_limit,
+            child: None,
+            listener: None,
+            since: Instant::now(),
+        };
+        if config.command.is_empty() {
+            return Ok(app);
         }
+        if let ([UpstreamAddr::Unix(path)], true) = (&*config.upstream, config.pass_socket) {
+            let listener = AppListener::bind(path, config.private_socket).map_err(|e| {
+                Failure::new(format!("pass-socket: cannot listen on {}: {e}", path.display()))
+            })?;
+            app.listener = Some(listener);
+        }
+        supervisor::adopt_orphans();
+        app.start_command()?;
+        Ok(app)
     }
-    supervisor::adopt_orphans();
-    Child::start(&config.command, soft_limit)
-        .map(Some)
-        .map_err(|e| Failure::new(format!("cannot start a process for the command: {e}")))
-}
 
-fn perform(todo: Vec<Action>, server: &Server, child: Option<&Child>) -> Result<(), Failure> {
-    for action in todo {
-        match action {
-            Action::Open => server.open().map_err(|e| {
-                Failure::new(format!(
-                    "cannot listen on {e}. Does the app bind the same port? (gunicorn binds \
-                     0.0.0.0:$PORT unless --bind is given)"
-                ))
-            })?,
-            Action::AppAnswered => server.app_answered(),
-            Action::AnnounceClose => server.announce_close(),
-            Action::StopAccepting => server.drain(),
-            Action::CloseIdle => server.close_idle(),
-            Action::AppGone => server.app_gone(),
-            Action::ReopenLog => server.reopen_log(),
-            Action::Reload => reload(server),
-            Action::SignalChild(signal) => {
-                if let Some(child) = child {
-                    child.signal(signal);
+    fn start_command(&mut self) -> Result<(), Failure> {
+        let config = &self.config;
+        if let Some(file) = &config.ready_file {
+            // Of the last run: it would be believed.
+            match std::fs::remove_file(file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    let file = file.display();
+                    return Err(Failure::new(format!("cannot remove ready-file {file}: {e}")));
+                }
+                _ => {}
+            }
+        }
+        if self.listener.is_none() {
+            for upstream in &config.upstream {
+                if let UpstreamAddr::Unix(path) = upstream {
+                    // Of the last run: not every server removes it before it binds.
+                    net::remove_dead_socket(path);
                 }
             }
-            Action::Say(line) => info!("{line}"),
+        }
+        let started = Child::start(&config.command, self.soft_limit, self.listener.as_ref());
+        self.child =
+            Some(started.map_err(|e| {
+                Failure::new(format!("cannot start a process for the command: {e}"))
+            })?);
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    /// Takes what SIGCHLD announces. Some: the command has ended.
+    fn reap(&mut self) -> Option<Event> {
+        let exit = supervisor::reap(&mut self.child)?;
+        self.child = Child::successor(&self.config.upstream);
+        Some(match self.child {
+            Some(_) => Event::ChildReplaced(exit),
+            None => Event::ChildEnded(exit),
+        })
+    }
+
+    /// It may still show that it does not take the socket that was passed.
+    fn is_new(&self, state: State) -> bool {
+        let new = state == State::Starting || self.since.elapsed() < LOOK_FOR;
+        self.listener.is_some() && self.child.is_some() && new
+    }
+
+    fn look_at_socket(&mut self) {
+        if self.listener.as_ref().is_some_and(AppListener::is_replaced) {
+            warn!(
+                "the app has bound {} itself: the socket that was passed to it is not used (its \
+                 process is not the one that was started?)",
+                self.config.upstream[0]
+            );
+            // What has connected to it by now is told so, even if the app holds a copy.
+            self.gone();
         }
     }
-    Ok(())
+
+    /// Nobody will serve the listener any more.
+    fn gone(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.refuse();
+        }
+    }
+}
+
+/// What events act on.
+struct Process {
+    server: Server,
+    manager: Manager,
+    machine: Machine,
+    health: Arc<Health>,
+}
+
+impl Process {
+    /// Takes one event. Some: all is over.
+    fn take(&mut self, event: Event, app: &mut App) -> Result<Option<Outcome>, Failure> {
+        let todo = self.machine.on(event, self.server.counts(), Instant::now());
+        self.perform(todo, app)?;
+        Ok(self.machine.outcome().cloned())
+    }
+
+    fn perform(&mut self, todo: Vec<Action>, app: &mut App) -> Result<(), Failure> {
+        let before = self.health.get();
+        let now = self.machine.state();
+        self.health.set(now);
+        if now != before && matches!(now, State::Draining | State::AppDown) {
+            self.manager.stopping();
+        }
+        let server = &self.server;
+        for action in todo {
+            match action {
+                Action::Open => {
+                    server.open().map_err(|e| {
+                        Failure::new(format!(
+                            "cannot listen on {e}. Does the app bind the same port? (gunicorn binds \
+                             0.0.0.0:$PORT unless --bind is given)"
+                        ))
+                    })?;
+                    self.manager.ready();
+                }
+                Action::AppAnswered => server.app_answered(),
+                Action::AnnounceClose => server.announce_close(),
+                Action::StopAccepting => server.drain(),
+                Action::CloseIdle => server.close_idle(),
+                Action::AppGone => {
+                    server.app_gone();
+                    app.gone();
+                }
+                Action::ReopenLog => server.reopen_log(),
+                Action::Reload => {
+                    self.manager.reloading();
+                    reload(server);
+                    self.manager.ready();
+                }
+                Action::SignalChild(signal) => {
+                    if let Some(child) = &app.child {
+                        child.signal(signal);
+                    }
+                }
+                Action::StartChild => {
+                    if let Err(failure) = app.start_command() {
+                        error!("{failure}");
+                        // As a shell says that it cannot be run; the next try comes.
+                        let ended = Event::ChildEnded(Exit::Code(126));
+                        return self.take(ended, app).map(|_| ());
+                    }
+                }
+                Action::Say(line) => {
+                    self.manager.status(&line);
+                    info!("{line}");
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sums up, flushes the log.
@@ -210,6 +360,13 @@ fn finish(server: &Server, outcome: Outcome) -> Result<u8, Failure> {
     match outcome.failure {
         Some(message) => Err(Failure { message, code: outcome.code }),
         None => Ok(outcome.code),
+    }
+}
+
+fn introduce(config: &Config, listening: &[String]) {
+    info!("{}", config.boot_line(listening));
+    for warning in &config.warnings {
+        warn!("{warning}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bufproxy::access_log::diagnostics;
 use bufproxy::config::{self, Invocation, Sources};
-use bufproxy::lifecycle::{self, Failure};
+use bufproxy::lifecycle::{self, Failure, Passed};
 use bufproxy::supervisor::exec;
 use bufproxy::{admin, demo};
 use tracing::Level;
@@ -23,9 +23,13 @@ fn main() -> ExitCode {
         let error = exec::run(args);
         return fail(&error, error.code());
     }
+    let passed = match Passed::take() {
+        Ok(passed) => passed,
+        Err(failure) => return fail(&failure, failure.code),
+    };
     match config::parse_args(&Sources::of_process()) {
         Ok(Invocation::Run(config)) => {
-            with_diagnostics(config.log_level, || lifecycle::run(*config))
+            with_diagnostics(config.log_level, || lifecycle::run(*config, passed))
         }
         Ok(Invocation::Demo) => with_diagnostics(Level::INFO, || demo::run(demo::WINDOW)),
         Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout)
@@ -66,6 +70,8 @@ fn with_diagnostics(level: Level, run: impl FnOnce() -> Result<u8, Failure>) -> 
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    eprintln!("bufproxy: error: {error}");
+    // In one write: the exec shim has our own stderr.
+    let line = format!("bufproxy: error: {error}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
     code.into()
 }

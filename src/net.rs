@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::task::{Context, Poll, ready};
@@ -173,10 +174,7 @@ impl Listener {
                     socket.set_only_v6(!addr.ip().is_unspecified())?;
                 }
                 socket.set_reuse_address(true)?;
-                // Accepted sockets inherit both: two calls less for each connection.
-                socket.set_tcp_nodelay(true)?;
-                socket.set_keepalive(true)?;
-                socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT)?;
+                set_client_options(&socket)?;
                 socket.bind(&(*addr).into())?;
                 Ok(Listener { socket, tcp: true, path: None })
             }
@@ -189,13 +187,32 @@ impl Listener {
         }
     }
 
+    /// One that systemd has opened; it listens already, and its file is not ours.
+    pub(crate) fn passed(fd: OwnedFd) -> io::Result<Listener> {
+        let socket = Socket::from(fd);
+        if !socket.is_listener().unwrap_or(false) || socket.r#type()? != Type::STREAM {
+            return Err(io::Error::other(
+                "LISTEN_FDS: a descriptor is not a listening stream socket",
+            ));
+        }
+        let tcp = socket.domain()? != Domain::UNIX;
+        socket.set_nonblocking(true)?;
+        if tcp {
+            set_client_options(&socket)?;
+        }
+        Ok(Listener { socket, tcp, path: None })
+    }
+
     pub(crate) fn listen(&self) -> io::Result<()> {
         self.socket.listen(BACKLOG)
     }
 
     /// The address as bound, for the boot line.
     pub(crate) fn local_addr(&self) -> String {
-        match (&self.path, self.socket.local_addr().ok().and_then(|a| a.as_socket())) {
+        let addr = self.socket.local_addr().ok();
+        let socket = addr.as_ref().and_then(SockAddr::as_socket);
+        let path = addr.as_ref().and_then(SockAddr::as_pathname);
+        match (path, socket) {
             (Some(path), _) => format!("unix:{}", path.display()),
             (None, Some(addr)) => addr.to_string(),
             (None, None) => String::new(),
@@ -248,6 +265,13 @@ impl Acceptor {
     }
 }
 
+/// What accepted sockets inherit: calls less for each connection.
+fn set_client_options(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)?;
+    socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT)
+}
+
 /// An IPv4 client of a dual-stack socket is an IPv4 client.
 pub(crate) fn unmapped(addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
@@ -260,7 +284,7 @@ pub(crate) fn unmapped(addr: SocketAddr) -> SocketAddr {
 }
 
 /// A socket file that nobody listens on is in the way of our own; anything else stays.
-fn remove_dead_socket(path: &Path) {
+pub(crate) fn remove_dead_socket(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if is_socket && connect_unix(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     {

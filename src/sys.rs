@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use rustix::io::{FdFlags, dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::ioctl::{Getter, Opcode, ioctl};
 use socket2::Socket;
 use tokio::io::Interest;
@@ -17,6 +18,40 @@ pub(crate) fn siocoutq(fd: impl AsFd) -> io::Result<u64> {
     // which is what `Getter<_, i32>` provides.
     let bytes = unsafe { ioctl(fd, Getter::<SIOCOUTQ, i32>::new()) }?;
     Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Takes the `count` descriptors from 3 on that this process was started with (socket activation).
+/// They are closed on exec from now on. To be called before anything else opens a descriptor.
+///
+/// # Errors
+/// One of them is not open.
+pub(crate) fn passed_descriptors(count: u16) -> io::Result<Vec<OwnedFd>> {
+    let close_on_exec = |fd: OwnedFd| fcntl_setfd(&fd, FdFlags::CLOEXEC).map(|()| fd);
+    (3..3 + RawFd::from(count)).map(|number| Ok(close_on_exec(claim(number)?)?)).collect()
+}
+
+/// Makes descriptor 3 what descriptor `number` is, over an exec, and closes `number`. For the exec
+/// shim, which opens nothing itself and has the number from its parent.
+pub(crate) fn move_to_three(number: u16) -> io::Result<()> {
+    let mut three = claim(number.into())?;
+    if number != 3 {
+        let passed = three;
+        // What is open there is a leftover of our own parent. Else 3 is the lowest that is free.
+        three = claim(3).or_else(|_| fcntl_dupfd_cloexec(&passed, 3).map_err(io::Error::from))?;
+        dup2(&passed, &mut three)?;
+    }
+    fcntl_setfd(&three, FdFlags::empty())?;
+    // For the program that comes next.
+    let _ = three.into_raw_fd();
+    Ok(())
+}
+
+/// Takes over a descriptor that came with the exec of this process.
+fn claim(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: only asked about; for a number that is not open the answer is EBADF.
+    fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
+    // SAFETY: it is open, and nothing in this process owns what was open before its first line.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Registers a socket with the current event loop.

@@ -28,7 +28,7 @@ fn server() -> (Server, Arc<Config>) {
         access_log: crate::config::LogDestination::Off,
         ..Config::for_tests()
     });
-    (Server::bind(config.clone()).unwrap(), config)
+    (Server::bind(config.clone(), Vec::new()).unwrap(), config)
 }
 
 impl Fixture {

@@ -111,6 +111,10 @@ fn place(address: &str) -> Option<Place> {
 
 /// gunicorn has to bind the upstream, and without `--bind` takes $PORT.
 fn gunicorn_bind(scene: &Scene<'_>, gunicorn: &Settings) -> Option<String> {
+    if scene.config.pass_socket {
+        // That socket wins.
+        return None;
+    }
     let write = format!("--bind {}", scene.config.upstream.first()?);
     let Some(bind) = &gunicorn.bind else {
         return match scene.variable("PORT") {

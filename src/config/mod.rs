@@ -6,6 +6,7 @@
 //! `platform`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
 //! and wrong together with the app; `check` shows the result.
 
+mod app_server;
 mod check;
 mod command_line;
 mod gunicorn;
@@ -42,6 +43,8 @@ pub struct Sources<'a> {
     pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
     /// Open files that we may have, once the soft limit is raised.
     pub nofile: u64,
+    /// Where the app's socket is made when nobody names one.
+    pub private_socket: PathBuf,
 }
 
 impl Sources<'_> {
@@ -55,6 +58,7 @@ impl Sources<'_> {
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
             nofile: platform::nofile().1,
+            private_socket: platform::private_socket(),
         }
     }
 }
@@ -324,6 +328,12 @@ pub struct Config {
     pub ready_file: Option<PathBuf>,
     pub ready_host: String,
     pub boot_timeout: Duration,
+    /// The child is started again when it ends by itself.
+    pub restart: bool,
+    /// The one upstream's listener is made here and passed to the child.
+    pub pass_socket: bool,
+    /// Nobody has named that socket: its directory is made, too.
+    pub private_socket: bool,
     /// Signal number that stops the child.
     pub child_stop_signal: i32,
     pub drain_timeout: Duration,
@@ -352,6 +362,9 @@ impl Config {
             upstream.join(" and "),
             check::concurrency(self)
         );
+        if self.pass_socket {
+            line += ", socket passed to the app";
+        }
         line += &match self.trust.presets.as_slice() {
             [] => ", trust none".to_owned(),
             presets => format!(", trust {}", presets.join(" and ")),
@@ -390,6 +403,8 @@ impl Config {
             ("drain-timeout", self.drain_timeout != before.drain_timeout),
             ("drain-delay", self.drain_delay != before.drain_delay),
             ("idle-grace", self.idle_grace != before.idle_grace),
+            ("restart", self.restart != before.restart),
+            ("pass-socket", self.pass_socket != before.pass_socket),
             ("child-stop-signal", self.child_stop_signal != before.child_stop_signal),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
@@ -458,6 +473,9 @@ impl Config {
             ready_file: None,
             ready_host: String::new(),
             boot_timeout: Duration::ZERO,
+            restart: false,
+            pass_socket: false,
+            private_socket: false,
             child_stop_signal: 0,
             drain_timeout: Duration::ZERO,
             drain_delay: Duration::ZERO,

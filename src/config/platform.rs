@@ -3,7 +3,8 @@
 //! so that tests use fakes; only `nofile` and `raise_nofile` ask the kernel.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::Access;
@@ -122,6 +123,19 @@ pub fn raise_nofile() -> u64 {
     // Raising to the hard limit needs no privilege; should it fail all the same, the old one holds.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     nofile().0
+}
+
+/// Where this process makes the app's socket when nobody names one; the same at each call, because a
+/// reload must not move it. Not to be guessed by another user, who could take the name first.
+pub fn private_socket() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let dir = runtime_dir.filter(|dir| dir.is_absolute() && dir.is_dir());
+        let dir = dir.unwrap_or_else(std::env::temp_dir);
+        dir.join(format!("bufproxy-{:08x}/app.sock", fastrand::u32(..)))
+    });
+    path.clone()
 }
 
 /// Whether files of `dir` are kept in memory (tmpfs, ramfs): what is spilled there counts against the

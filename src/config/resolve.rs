@@ -10,6 +10,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use super::app_server;
 use super::gunicorn::{self, Gunicorn};
 use super::lint;
 use super::platform::{self, Platform};
@@ -104,6 +105,10 @@ impl Here<'_> {
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.sources.env.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
+
+    pub(super) fn private_socket(&self) -> String {
+        format!("unix:{}", self.sources.private_socket.display())
+    }
 }
 
 /// Everything that was resolved: the configuration and the text of each option behind it.
@@ -160,6 +165,11 @@ pub(super) fn resolve(
         in_order.push((opt, value));
     }
 
+    if config.pass_socket
+        && let Some((server, _)) = app_server::recognise(&config.command)
+    {
+        config.command.extend(server.to_take_it().iter().map(OsString::from));
+    }
     let mut resolved = Resolved { config, given: in_order };
     if problems.is_empty() {
         problems = resolved.contradictions();
@@ -417,7 +427,7 @@ impl Resolved {
                 value::show_size(limit)
             ));
         }
-        if c.upstream.is_empty() {
+        if c.upstream.is_empty() || c.private_socket && !c.pass_socket {
             problems.push(
                 "--upstream is missing: write --upstream unix:/tmp/app.sock, or the host:port on \
                  which the app listens"
@@ -442,6 +452,19 @@ impl Resolved {
                     upstream.to_string()
                 ));
             }
+        }
+        if c.pass_socket && c.command.is_empty() {
+            problems.push(format!(
+                "{} needs a wrapped command, of which nothing follows --: write off",
+                self.show("pass-socket")
+            ));
+        }
+        if c.pass_socket && !matches!(c.upstream.as_slice(), [UpstreamAddr::Unix(_)]) {
+            problems.push(format!(
+                "{} needs one --upstream that is a Unix socket: write unix:/tmp/app.sock, or leave it \
+                 out",
+                self.show("pass-socket")
+            ));
         }
         if c.open_port == OpenPort::Ready && c.command.is_empty() {
             problems.push(format!(
@@ -491,9 +514,14 @@ impl Resolved {
             ));
         }
         if self.config.command.is_empty() {
-            for name in
-                ["ready-path", "ready-file", "ready-host", "boot-timeout", "child-stop-signal"]
-            {
+            for name in [
+                "ready-path",
+                "ready-file",
+                "ready-host",
+                "boot-timeout",
+                "restart",
+                "child-stop-signal",
+            ] {
                 if self.asked_for(name) {
                     warnings.push(format!(
                         "{} does nothing without a wrapped command",

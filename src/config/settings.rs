@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::access_log::{Format, FormatOptions};
 
+use super::app_server;
 use super::platform::{self, Platform};
 use super::resolve::{Given, Here, Source};
 use super::value::{
@@ -117,18 +118,29 @@ const TABLE: &[Opt] = &[
         name: "upstream",
         value: "ADDRESS",
         group: ADDRESSES,
-        note: "the Unix socket that a wrapped gunicorn binds, else required",
+        note: "the Unix socket that a wrapped gunicorn, puma or uvicorn names, else a private one \
+               that is passed to it; required without such a command",
         example: "unix:/tmp/app.sock",
         short: "Where the app listens: unix:PATH or host:port",
         long: "unix:PATH, unix:///PATH, /PATH, host:port or http://host:port. With several, a request \
                goes to the one with the fewest in flight. May be left out when the wrapped command is \
-               a gunicorn with --bind unix:/PATH.",
+               gunicorn, puma or uvicorn: the Unix socket that its command line names, else \
+               pass-socket with a private one.",
         list: true,
-        here: Some(|here, _| {
-            let socket = here.gunicorn.socket.as_ref()?;
-            Some((format!("unix:{}", socket.display()), "gunicorn's bind"))
+        here: Some(|here, config| {
+            if let Some(socket) = &here.gunicorn.socket {
+                return Some((format!("unix:{}", socket.display()), "gunicorn's bind"));
+            }
+            let (server, arguments) = app_server::recognise(&config.command)?;
+            Some(match server.bound_socket(arguments) {
+                Some(socket) => (format!("unix:{}", socket.display()), "the command"),
+                None => (here.private_socket(), PRIVATE),
+            })
         }),
-        set: |c, v, _| put_list(&mut c.upstream, v, upstream),
+        set: |c, v, _| {
+            c.private_socket = v.source == Source::Here(PRIVATE);
+            put_list(&mut c.upstream, v, upstream)
+        },
         ..PLAIN
     },
     Opt {
@@ -836,6 +848,37 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "pass-socket",
+        value: "on|off",
+        group: LIFECYCLE,
+        default: "off",
+        note: "on with a wrapped gunicorn, puma or uvicorn that names no Unix socket",
+        example: "on",
+        short: "Make the app's Unix socket here and pass it to the wrapped command",
+        long: "What waits in it outlives a crash of the app: with restart the next process serves it, \
+               else it is known to be unread. No socket is ever stale. Passed as descriptor 3 by \
+               LISTEN_FDS and LISTEN_PID, which win over gunicorn's --bind, its file and PORT; puma \
+               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. Not \
+               with gunicorn's USR2, whose new master looks for a descriptor that the old one has \
+               closed.",
+        here: Some(|_, config| config.private_socket.then(|| ("on".to_owned(), PRIVATE))),
+        set: |c, v, _| put(&mut c.pass_socket, v, word(&[("off", false), ("on", true)])),
+        ..PLAIN
+    },
+    Opt {
+        name: "restart",
+        value: "on|off",
+        group: LIFECYCLE,
+        default: "off",
+        example: "on",
+        short: "Start the wrapped command again when it ends by itself",
+        long: "After 1 s, 2 s, 4 s and so on to 30 s; from 1 s again when it has run for 60 s. Requests \
+               wait meanwhile. Off, because a platform starts the whole again and sees why; a command \
+               that ends before it has ever answered ends us in any case.",
+        set: |c, v, _| put(&mut c.restart, v, word(&[("off", false), ("on", true)])),
+        ..PLAIN
+    },
+    Opt {
         name: "child-stop-signal",
         value: "SIGNAL",
         group: LIFECYCLE,
@@ -922,6 +965,9 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
 ];
+
+/// Where a private socket comes from.
+const PRIVATE: &str = "no socket is named";
 
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
 

@@ -37,6 +37,7 @@ fn with_sources<T>(
             dir => Ok(dir == Some("/dev/shm")),
         },
         nofile: 1 << 20,
+        private_socket: "/run/bufproxy-1/app.sock".into(),
     })
 }
 
@@ -88,7 +89,7 @@ fn every_option_works_as_flag_variable_and_key() {
         // The examples in the table need an app, and not the one that the defaults are compared with.
         let base: &[&str] = match opt.name {
             "upstream" => &[],
-            "open-port" => &["--upstream", "/a.sock", "--", "app"],
+            "open-port" | "pass-socket" => &["--upstream", "/a.sock", "--", "app"],
             _ => &["--upstream", "/a.sock"],
         };
         let files = [("config/error.html", "<p>")];
@@ -235,8 +236,13 @@ fn memory_is_a_share_of_the_cgroup() {
 fn connections_are_what_the_descriptors_carry() {
     let carried = |nofile: u64, args: &[&str]| {
         with_sources(&[UPSTREAM, args].concat(), &[], &[], |sources| {
-            let sources =
-                Sources { nofile, args: sources.args.clone(), env: BTreeMap::new(), ..*sources };
+            let sources = Sources {
+                nofile,
+                args: sources.args.clone(),
+                env: BTreeMap::new(),
+                private_socket: PathBuf::new(),
+                ..*sources
+            };
             match parse_args(&sources) {
                 Ok(Invocation::Run(config)) => (config.max_connections, config.warnings),
                 other => panic!("{other:?}"),
@@ -505,14 +511,7 @@ fn what_does_nothing_is_warned_of() {
 
 #[test]
 fn options_of_later_features_are_unknown() {
-    for name in [
-        "pass-socket",
-        "restart",
-        "max-requests-per-client",
-        "saturation-log",
-        "send-min-rate",
-        "queue-share",
-    ] {
+    for name in ["max-requests-per-client", "saturation-log", "send-min-rate", "queue-share"] {
         let found = problems(&[&format!("--{name}"), "1"], &[], &[]);
         assert!(found[0].starts_with(&format!("--{name} is not an option")), "{found:?}");
     }
@@ -556,7 +555,49 @@ fn upstream_is_the_socket_of_a_wrapped_gunicorn() {
     assert_eq!(run(&args).upstream, [UpstreamAddr::Unix("/run/app.sock".into())]);
     let expected = ("unix:/run/app.sock".to_owned(), "gunicorn's bind".to_owned());
     assert_eq!(checked(&args, &[], &[], "upstream"), expected);
-    assert_eq!(problems(&["--", "gunicorn", "-b", ":8000", "app"], &[], &[]).len(), 1);
+    let args = ["--", "uvicorn", "--uds", "/run/app.sock", "app:app"];
+    let config = run(&args);
+    assert_eq!(config.upstream, [UpstreamAddr::Unix("/run/app.sock".into())]);
+    assert!(!config.pass_socket && config.command.len() == 4);
+}
+
+#[test]
+fn app_server_that_names_no_socket_is_passed_a_private_one() {
+    let private = || [UpstreamAddr::Unix("/run/bufproxy-1/app.sock".into())];
+    for (command, words) in [
+        (&["gunicorn", "app"][..], 2),
+        (&["gunicorn", "-b", ":8000", "app"], 4),
+        (&["uvicorn", "app:app"], 4),
+        (&["puma"], 2),
+    ] {
+        let config = run(&[&["--"], command].concat());
+        assert_eq!(config.upstream, private(), "{command:?}");
+        assert!(config.pass_socket && config.private_socket, "{command:?}");
+        assert_eq!(config.command.len(), words, "{:?}", config.command);
+    }
+    let expected = ("on".to_owned(), "no socket is named".to_owned());
+    assert_eq!(checked(&["--", "gunicorn", "app"], &[], &[], "pass-socket"), expected);
+
+    let missing = |args: &[&str]| {
+        let found = problems(args, &[], &[]);
+        assert!(found[0].starts_with("--upstream is missing"), "{found:?}");
+    };
+    missing(&["--", "uv", "run", "gunicorn", "app"]);
+    missing(&["--", "node", "app.js"]);
+    missing(&["--pass-socket", "off", "--", "gunicorn", "app"]);
+
+    // Asked for: any command, at a path of the user's choice.
+    let config = run(&["--upstream", "/a.sock", "--pass-socket", "on", "--", "app"]);
+    assert!(config.pass_socket && !config.private_socket);
+    let one = |args: &[&str]| {
+        let found = problems(args, &[], &[]);
+        assert!(
+            found.len() == 1 && found[0].starts_with("--pass-socket \"on\" needs"),
+            "{found:?}"
+        );
+    };
+    one(&["--upstream", "/a.sock", "--pass-socket", "on"]);
+    one(&["--upstream", "localhost:8000", "--pass-socket", "on", "--", "app"]);
 }
 
 #[test]

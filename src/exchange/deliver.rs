@@ -283,7 +283,10 @@ impl Pump {
                 return true;
             }
             Poll::Pending => {
-                x.record.paced |= self.spool.blocked() && !x.record.stream;
+                if self.spool.blocked() && !x.record.stream && !x.record.paced {
+                    x.record.paced = true;
+                    x.lp.shared.say_paced(self.spool.disk_failed());
+                }
                 self.app_silent = None;
                 return false;
             }
@@ -407,7 +410,7 @@ impl Pump {
     fn end_upstream(&mut self, x: &mut Exchange, cut: Option<Reason>) {
         self.cut = self.cut.or(cut);
         if let Some((attempt, slot)) = self.upstream.take() {
-            match (self.keep_upstream && attempt.complete(), self.cut) {
+            match (self.keep_upstream && attempt.in_step(), self.cut) {
                 (true, None) => slot.keep(attempt.into_stream()),
                 _ => drop(attempt),
             }

@@ -18,6 +18,16 @@ const LAST_CALL: Duration = Duration::from_secs(3);
 /// What a fast stop (QUIT) may take: responses that are complete are still handed over.
 const FAST: Duration = Duration::from_secs(2);
 
+/// Between two looks at the counts while draining.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Before the command is started again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A command that has run this long begins with the first pause again.
+const STABLE: Duration = Duration::from_secs(60);
+
 /// What decides, besides events: options and circumstances.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -27,6 +37,8 @@ pub(super) struct Plan {
     pub(super) child_stop_signal: Signal,
     /// There is a wrapped command, and it runs.
     pub(super) child: bool,
+    /// It is started again when it ends by itself, once it has answered.
+    pub(super) restart: bool,
     /// As typed, for what is said about its end.
     pub(super) command: String,
     /// The port opens only when the app has answered.
@@ -44,9 +56,11 @@ pub(super) enum Event {
     /// It did not within boot-timeout; the text says what is missing.
     BootFailed(String),
     ChildEnded(Exit),
+    /// The command has ended, but a process that it has left takes its place.
+    ChildReplaced(Exit),
     /// `POST /drain` on the admin listener.
     DrainAsked,
-    /// Time has passed (asked for by `ticking`).
+    /// Time has passed (asked for by `next_tick`).
     Tick,
 }
 
@@ -65,6 +79,8 @@ pub(super) enum Action {
     /// Read the configuration file again.
     Reload,
     SignalChild(Signal),
+    /// Start the command again.
+    StartChild,
     Say(String),
 }
 
@@ -84,7 +100,18 @@ pub(super) struct Machine {
     phase: Phase,
     /// The wrapped command runs.
     child: bool,
+    restart: Restart,
     interrupts: u32,
+}
+
+#[derive(Debug)]
+struct Restart {
+    /// When the running command was started.
+    since: Instant,
+    /// The pause before the next start.
+    pause: Duration,
+    /// Some while the command is away.
+    due: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -120,14 +147,15 @@ enum Cause {
 
 impl Machine {
     /// In its first state, with what to do at once.
-    pub(super) fn new(plan: Plan) -> (Machine, Vec<Action>) {
+    pub(super) fn new(plan: Plan, now: Instant) -> (Machine, Vec<Action>) {
         let child = plan.child;
         let (phase, actions) = if plan.open_when_ready {
             (Phase::Boot, vec![])
         } else {
             (Phase::Serving, vec![Action::Open])
         };
-        (Machine { plan, phase, child, interrupts: 0 }, actions)
+        let restart = Restart { since: now, pause: FIRST_PAUSE, due: None };
+        (Machine { plan, phase, child, restart, interrupts: 0 }, actions)
     }
 
     /// As the admin listener tells it.
@@ -140,9 +168,13 @@ impl Machine {
         }
     }
 
-    /// A `Tick` is wanted every few milliseconds, after what was to be done has had its effect.
-    pub(super) fn ticking(&self) -> bool {
-        matches!(self.phase, Phase::Draining(_))
+    /// When a `Tick` is wanted, if no other event comes before. While draining that is soon, after
+    /// what was to be done has had its effect.
+    pub(super) fn next_tick(&self, now: Instant) -> Option<Instant> {
+        match self.phase {
+            Phase::Draining(_) => Some(now + TICK),
+            _ => self.restart.due,
+        }
     }
 
     /// Some when all is over.
@@ -171,8 +203,9 @@ impl Machine {
                 }
             }
             Event::ChildEnded(exit) => self.child_ended(exit, now, &mut todo),
+            Event::ChildReplaced(exit) => self.child_replaced(exit, &mut todo),
             Event::DrainAsked => self.stop("drain", counts, now, &mut todo),
-            Event::Tick => {}
+            Event::Tick => self.start_again(now, &mut todo),
         }
         self.advance(counts, now, &mut todo);
         todo
@@ -250,6 +283,16 @@ impl Machine {
                 self.phase =
                     Phase::Stopped(Outcome { code: exit.code(), failure: Some(why), since: None });
             }
+            Phase::Serving if self.plan.restart => {
+                let restart = &mut self.restart;
+                if now - restart.since >= STABLE {
+                    restart.pause = FIRST_PAUSE;
+                }
+                let pause = restart.pause.as_secs();
+                todo.push(Action::Say(format!("app ended: {exit}; restarting in {pause} s")));
+                restart.due = Some(now + restart.pause);
+                restart.pause = (restart.pause * 2).min(LAST_PAUSE);
+            }
             Phase::Serving => {
                 todo.push(Action::Say(format!("app ended: {exit}")));
                 self.begin(Cause::ChildEnded(exit), self.plan.drain_timeout, now, todo);
@@ -267,6 +310,22 @@ impl Machine {
         }
     }
 
+    fn start_again(&mut self, now: Instant, todo: &mut Vec<Action>) {
+        if self.restart.due.is_some_and(|due| now >= due) {
+            self.restart.due = None;
+            self.restart.since = now;
+            self.child = true;
+            todo.push(Action::StartChild);
+        }
+    }
+
+    fn child_replaced(&self, exit: Exit, todo: &mut Vec<Action>) {
+        todo.push(Action::Say(format!("app ended: {exit}; the process that it has left goes on")));
+        if let Phase::Draining(Drain { told: true, .. }) = self.phase {
+            todo.push(Action::SignalChild(self.plan.child_stop_signal));
+        }
+    }
+
     /// Boot or Serving → Draining.
     fn begin(&mut self, cause: Cause, limit: Duration, now: Instant, todo: &mut Vec<Action>) {
         let was_open = matches!(self.phase, Phase::Serving);
@@ -276,6 +335,10 @@ impl Machine {
         };
         if was_open {
             todo.push(Action::AnnounceClose);
+        }
+        if self.restart.due.take().is_some() {
+            // It will not be started any more.
+            todo.push(Action::AppGone);
         }
         self.phase = Phase::Draining(Drain {
             cause,
@@ -321,6 +384,7 @@ impl Machine {
     /// Draining → Stopped, whatever is left.
     fn end(&mut self, code: Option<u8>, todo: &mut Vec<Action>) {
         if self.child {
+            todo.push(Action::Say("the app did not end in time: killed".into()));
             todo.push(Action::SignalChild(Signal::KILL));
         }
         let (since, cause) = match &self.phase {

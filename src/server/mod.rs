@@ -9,6 +9,7 @@ pub(crate) mod connection;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
@@ -36,7 +37,7 @@ const REFUSED_AT_ONCE: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often kept upstream connections are looked through.
 const KEPT_SWEEP: Duration = Duration::from_millis(500);
-/// The same complaint about an upstream is not said more often.
+/// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Where the data path is in its life. Only ever moves on.
@@ -104,8 +105,10 @@ pub(crate) struct Shared {
     refused: AtomicU64,
     cut: AtomicU64,
     tunnels: AtomicUsize,
-    /// Milliseconds since `begun` when an unreachable upstream was last said.
-    said: AtomicU64,
+    /// The app is our own child.
+    wrapped: bool,
+    said_unreachable: Said,
+    said_paced: Said,
     begun: Instant,
 }
 
@@ -180,18 +183,50 @@ impl Shared {
         self.cut.fetch_add(1, Relaxed);
     }
 
+    /// Whether this error of a connect means that the app will not come back. While we stop, a
+    /// wrapped app whose socket is gone was stopped too: Heroku's TERM comes to every process.
+    pub(crate) fn app_has_gone(&self, error: &io::Error) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        let absent = matches!(error.kind(), NotFound | ConnectionRefused);
+        if self.wrapped && self.closing() && absent && !self.gone.swap(true, Relaxed) {
+            self.upstreams.wake_line();
+        }
+        self.app_is_gone()
+    }
+
     /// An upstream could not be reached: says so, not for every request.
     pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, tried: Duration, error: &io::Error) {
         self.reachable.store(false, Relaxed);
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let last = self.said.load(Relaxed);
-        let again = SAY_AGAIN.as_millis() as u64;
-        let due = last == 0 || now.saturating_sub(last) >= again;
-        if due && self.said.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok() {
+        if self.said_unreachable.due(self.begun) {
             tracing::warn!(
                 "upstream {addr} cannot be reached within connect-retry {tried:?}: {error}"
             );
         }
+    }
+
+    /// A worker has to wait for its client: says so, not for every response.
+    pub(crate) fn say_paced(&self, disk_failed: bool) {
+        if self.said_paced.due(self.begun) {
+            let why = match disk_failed {
+                true => "the disk fails (spool-dir)",
+                false => "the disk budget is spent (response-spool-max, spool-max)",
+            };
+            tracing::warn!("a worker waits for its client: {why}");
+        }
+    }
+}
+
+/// When the same thing was last said: milliseconds since the start, 0 for never.
+#[derive(Default)]
+struct Said(AtomicU64);
+
+impl Said {
+    fn due(&self, begun: Instant) -> bool {
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = self.0.load(Relaxed);
+        let again = SAY_AGAIN.as_millis() as u64;
+        let due = last == 0 || now.saturating_sub(last) >= again;
+        due && self.0.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
     }
 }
 
@@ -351,15 +386,16 @@ impl Drop for Counted {
 
 impl Server {
     /// Binds every `listen` address without listening yet (a busy port is known at once), starts
-    /// the log writer and, for `threads` beyond the first, the other loops.
-    pub fn bind(config: Arc<Config>) -> io::Result<Server> {
-        let listeners = config
-            .listen
-            .iter()
-            .map(|addr| {
-                Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
+    /// the log writer and, for `threads` beyond the first, the other loops. With `passed` listeners
+    /// (socket activation) those are used instead.
+    pub fn bind(config: Arc<Config>, passed: Vec<OwnedFd>) -> io::Result<Server> {
+        let bind = |addr| {
+            Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
+        };
+        let listeners = match passed.is_empty() {
+            true => config.listen.iter().map(bind).collect::<io::Result<Vec<_>>>()?,
+            false => passed.into_iter().map(Listener::passed).collect::<io::Result<Vec<_>>>()?,
+        };
         let (shared, control) = (Arc::new(shared(&config)?), watch::Sender::new(Phase::Bound));
         let mut loops = vec![Remote { connections: Arc::default(), inbox: None }];
         let mut threads = Vec::new();
@@ -551,7 +587,9 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         refused: AtomicU64::new(0),
         cut: AtomicU64::new(0),
         tunnels: AtomicUsize::new(0),
-        said: AtomicU64::new(0),
+        wrapped: !config.command.is_empty(),
+        said_unreachable: Said::default(),
+        said_paced: Said::default(),
         begun: Instant::now(),
     })
 }
@@ -588,6 +626,8 @@ fn run_loop(
             tokio::task::yield_now().await;
         }
     });
+    // A read from a dead disk must not hold the exit.
+    runtime.shutdown_background();
 }
 
 /// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
@@ -660,9 +700,12 @@ fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     };
     let counted = Counted::new(&lp.shared, &fewest.connections);
     let accepted = Accepted { socket, peer, counted };
-    match &fewest.inbox {
-        None => connection::spawn(lp, accepted),
-        // A loop that has ended has been aborted: the connection is closed with the process.
-        Some(inbox) => drop(inbox.send(accepted)),
+    let left = match &fewest.inbox {
+        None => Some(accepted),
+        // The share of a loop that could not start is served here.
+        Some(inbox) => inbox.send(accepted).err().map(|refused| refused.0),
+    };
+    if let Some(accepted) = left {
+        connection::spawn(lp, accepted);
     }
 }

@@ -1,5 +1,5 @@
 //! The exec shim: what has to happen in the child between fork and exec, done by our own binary
-//! (`/proc/self/exe __exec PARENT LIMIT -- COMMAND…`), because code between fork and exec would need
+//! (`/proc/self/exe __exec PARENT LIMIT SOCKET -- COMMAND…`), because code between fork and exec would need
 //! `unsafe`. `main` calls `run` before anything else; on success the command has replaced us.
 //!
 //! std has emptied the signal mask and set SIGPIPE to its default by then; our handlers go with the
@@ -8,27 +8,33 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
+use super::handover::LISTEN_PID;
+use crate::sys;
+
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "__exec";
 
-/// What stands before the command on the shim's command line.
-pub(super) fn arguments(soft_limit: Option<u64>) -> [String; 4] {
+/// What stands before the command on the shim's command line: `socket` is the descriptor that is to
+/// be the command's descriptor 3.
+pub(super) fn arguments(soft_limit: Option<u64>, socket: Option<RawFd>) -> [String; 5] {
     let parent = std::process::id().to_string();
     let limit = soft_limit.map_or("-".into(), |limit| limit.to_string());
-    [SUBCOMMAND.into(), parent, limit, "--".into()]
+    let socket = socket.map_or("-".into(), |socket| socket.to_string());
+    [SUBCOMMAND.into(), parent, limit, socket, "--".into()]
 }
 
 /// Becomes the command. `args` is what follows `SUBCOMMAND`; returns only when that failed.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExecError {
     let mut args = args.into_iter();
     let mut number = || args.next()?.to_str()?.parse::<u64>().ok();
-    let (parent, soft_limit) = (number(), number());
+    let (parent, soft_limit, socket) = (number(), number(), number());
     let mut command = args.skip(1);
     let Some(program) = command.next() else {
         return ExecError::Usage;
@@ -45,7 +51,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExecError {
         // Lowering the soft limit cannot fail.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: soft_limit, maximum });
     }
-    let error = Command::new(&program).args(command).exec();
+    let mut next = Command::new(&program);
+    next.args(command);
+    if let Some(socket) = socket {
+        // An exec keeps the process id: the command's own is ours.
+        next.env(LISTEN_PID, std::process::id().to_string());
+        let moved = u16::try_from(socket).map_err(io::Error::other).and_then(sys::move_to_three);
+        if let Err(error) = moved {
+            return ExecError::Socket(error);
+        }
+    }
+    let error = next.exec();
     ExecError::Failed { program, error }
 }
 
@@ -58,6 +74,8 @@ pub enum ExecError {
     },
     /// bufproxy ended before the command began.
     Orphan,
+    /// The socket cannot be passed.
+    Socket(io::Error),
     /// Called by hand.
     Usage,
 }
@@ -67,7 +85,7 @@ impl ExecError {
     pub fn code(&self) -> u8 {
         match self {
             ExecError::Failed { error, .. } if error.kind() == io::ErrorKind::NotFound => 127,
-            ExecError::Failed { .. } => 126,
+            ExecError::Failed { .. } | ExecError::Socket(_) => 126,
             ExecError::Orphan => 143,
             ExecError::Usage => 2,
         }
@@ -88,6 +106,7 @@ impl fmt::Display for ExecError {
                 }
             }
             ExecError::Orphan => f.write_str("bufproxy ended before its command began"),
+            ExecError::Socket(error) => write!(f, "cannot pass the app's socket: {error}"),
             ExecError::Usage => {
                 write!(f, "{SUBCOMMAND} is for bufproxy itself: bufproxy -- COMMAND")
             }

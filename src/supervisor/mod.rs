@@ -6,8 +6,10 @@
 //! belong to somebody else by now can never be signalled; nothing else may wait for a process.
 
 pub mod exec;
+pub mod handover;
 pub mod probe;
 pub mod signals;
+mod successor;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,6 +19,8 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
+use handover::AppListener;
+
 /// The running command.
 #[derive(Debug)]
 pub struct Child {
@@ -24,8 +28,13 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `command` through the exec shim (`exec`), with our stdio and environment, and the
-    /// descriptor limit that we were started with (`soft_limit`, None: ours is unchanged).
+    /// Starts `command` through the exec shim (`exec`), with our stdio and environment, the
+    /// descriptor limit that we were started with (`soft_limit`, None: ours is unchanged), and
+    /// `listener`, if there is one, as descriptor 3.
+    ///
+    /// stderr is not read on its way: through a pipe it would be no terminal, its lines would come
+    /// late and out of order with ours, and the app's last ones would be lost with us. What the app
+    /// says at its end stands directly above what we say about it.
     ///
     /// It shares our process group, so that a signal to the group reaches it as it would without
     /// us; at a terminal it has its own, so that an interrupt from the keyboard reaches us alone and
@@ -34,16 +43,27 @@ impl Child {
     /// # Errors
     /// Only when no process can be made. A command that cannot be run is the shim's end, with 127
     /// or 126.
-    pub fn start(command: &[OsString], soft_limit: Option<u64>) -> io::Result<Child> {
+    pub fn start(
+        command: &[OsString],
+        soft_limit: Option<u64>,
+        listener: Option<&AppListener>,
+    ) -> io::Result<Child> {
         let mut shim = Command::new("/proc/self/exe");
-        shim.arg0("bufproxy").args(exec::arguments(soft_limit)).args(command);
+        handover::announce(&mut shim, listener.is_some());
         // systemd's: readiness is ours to report, not the app's.
         shim.env_remove("NOTIFY_SOCKET");
         if io::stdin().is_terminal() {
             shim.process_group(0);
         }
+        shim.arg0("bufproxy");
+        let mut start =
+            |socket| shim.args(exec::arguments(soft_limit, socket)).args(command).spawn();
+        let started = match listener {
+            Some(listener) => listener.inherited(|socket| start(Some(socket))),
+            None => start(None),
+        };
         // Dropping std's handle neither waits nor kills.
-        Ok(Child { pid: Pid::from_child(&shim.spawn()?) })
+        Ok(Child { pid: Pid::from_child(&started?) })
     }
 
     /// Sends `signal`. That it has just ended is no error: `reap` will say so.

@@ -21,6 +21,10 @@ use crate::config::{Config, UpstreamAddr};
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Why a socket that is passed is not used.
+const NOT_TAKEN: &str = "gunicorn does not take it with reuse_port, nor behind a launcher that starts \
+                         it as its child (uv run): name a socket for both (--upstream and --bind)";
+
 /// Waits for the app, at most `boot-timeout`: for `ready-file` where that is set, else for an answer
 /// of every upstream. Ok says what was seen (`app answered HEAD / after 6.2 s (200)`), Err what is
 /// missing. `ours` are the addresses that we have bound and do not listen on yet: if somebody does,
@@ -35,6 +39,10 @@ pub async fn wait_until_ready(config: &Config, ours: &[String]) -> Result<String
         }
     };
     match tokio::time::timeout(config.boot_timeout, ready).await {
+        Ok(Err(taken)) if config.pass_socket => Err(format!(
+            "the app listens on {taken} itself, where bufproxy is to listen: it has not taken the \
+             socket that was passed to it. {NOT_TAKEN}"
+        )),
         Ok(Err(taken)) => Err(format!(
             "the app listens on {taken} itself, where bufproxy is to listen: bind the app to the \
              upstream (gunicorn --bind {}; without --bind it takes $PORT)",
@@ -204,6 +212,10 @@ impl Missing {
             }
             (Seen::ConnectFailed(e), _) => format!("cannot connect: {e}"),
             (Seen::Nothing, _) => "it was not reached".into(),
+            (Seen::Pending, _) if config.pass_socket => format!(
+                "the socket was passed to the app, but HEAD {path} is not answered. If the app has \
+                 started: {NOT_TAKEN}"
+            ),
             (Seen::Pending, _) => {
                 format!("it accepts connections, but HEAD {path} is not answered")
             }

@@ -94,15 +94,16 @@ fn the_app_gets_the_descriptor_limit_that_we_got() {
 
 #[test]
 fn arguments_and_environment_reach_the_app_as_they_are() {
-    let script = r#"printf '[%s]' "$0" "$@" "${NOTIFY_SOCKET-unset}" "$MINE""#;
+    let script = r#"printf '[%s]' "$0" "$@" "${NOTIFY_SOCKET-}${LISTEN_PID-}${LISTEN_FDS-}$LISTEN_FDNAMES" "$MINE""#;
     let output = run_in(
         |mut bufproxy| {
             bufproxy.envs([("NOTIFY_SOCKET", "/run/notify"), ("MINE", "kept")]);
+            bufproxy.envs([("LISTEN_PID", "1"), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "a")]);
             bufproxy
         },
         &["sh", "-c", script, "a  b", "", "--help", "--", "é*$X"],
     );
-    assert_eq!(stdout(&output), "[a  b][][--help][--][é*$X][unset][kept]");
+    assert_eq!(stdout(&output), "[a  b][][--help][--][é*$X][][kept]");
     // argv[0] too.
     let output = run(&["cat", "/proc/self/cmdline"]);
     assert_eq!(stdout(&output), "cat\0/proc/self/cmdline\0");
@@ -135,7 +136,7 @@ fn nothing_runs_for_a_parent_that_has_ended() {
     let dir = tempfile::tempdir().unwrap();
     let mut shim = bufproxy(dir.path());
     // Not the process that starts it here.
-    let output = shim.args(["__exec", "1", "-", "--", "touch", "ran"]).output().unwrap();
+    let output = shim.args(["__exec", "1", "-", "-", "--", "touch", "ran"]).output().unwrap();
     assert_eq!(output.status.code(), Some(143), "{output:?}");
     assert!(!dir.path().join("ran").exists());
 }

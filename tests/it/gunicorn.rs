@@ -1,11 +1,12 @@
 //! Real gunicorn, wrapped as the README says.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::support::{Client, Proxy, bufproxy, chunked, pattern, repository, venv};
+use crate::support::{Client, GUARD, Proxy, bufproxy, chunked, pattern, repository, venv};
 
 const SYNC: &[&str] = &["--workers", "1", "--worker-class", "sync"];
 const GTHREAD: &[&str] = &["--workers", "1", "--worker-class", "gthread", "--threads", "2"];
@@ -177,6 +178,93 @@ fn term_to_everybody_finishes_what_is_in_flight() {
     assert_eq!(client.response().text(), "slept\n");
     let exit = proxy.wait();
     assert_eq!(exit.code, 0, "{exit:?}");
+}
+
+#[test]
+fn socket_need_not_be_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
+    // A passed socket wins over what would collide with the port of the proxy.
+    command.args(["--chdir"]).arg(repository()).arg("tests.apps.wsgi:app").env("PORT", "1");
+    let private = dir.path().to_owned();
+    let proxy = open(command, dir);
+    let mut client = proxy.connect();
+    client.get("/");
+    assert_eq!(client.response().status(), 200);
+    let ours = || {
+        let names = std::fs::read_dir(&private).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("bufproxy-")).count()
+    };
+    assert_eq!(ours(), 1);
+    proxy.signal(Signal::TERM);
+    proxy.stderr.wait_for(|line| line.starts_with("bufproxy: stopped after "));
+    assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn master_that_has_executed_itself_anew_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let pids = dir.path().join("pid");
+    let socket = format!("unix:{}", dir.path().join("app.sock").display());
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
+    command.args(["--bind", &socket, "--pid"]).arg(&pids).arg("--chdir").arg(repository());
+    command.arg("tests.apps.wsgi:app");
+    let proxy = open(command, dir);
+    let old = master(&pids);
+    proxy.signal(Signal::USR2);
+    let new = master(&pids.with_extension("2"));
+    assert_ne!(old, new);
+    // As soon as the new one has a worker: an orphan without any may be a worker itself.
+    let children = format!("/proc/{0}/task/{0}/children", new.as_raw_nonzero());
+    wait_for(|| std::fs::read_to_string(&children).is_ok_and(|pids| !pids.is_empty()));
+    kill_process(old, Signal::TERM).unwrap();
+    let line = proxy.stderr.wait_for(|line| line.starts_with("bufproxy: app ended"));
+    assert_eq!(line, "bufproxy: app ended: exit code 0; the process that it has left goes on");
+    let mut client = proxy.connect();
+    client.get("/");
+    assert_eq!(client.response().status(), 200);
+    // It is told to stop as the first one would have been.
+    proxy.signal(Signal::TERM);
+    let exit = proxy.wait();
+    assert_eq!(exit.code, 0, "{exit:?}");
+    assert!(test_kill_process(new).is_err(), "it lives on");
+}
+
+#[test]
+fn reuse_port_is_named_before_it_does_harm() {
+    // As in the template that Heroku shows, with the port that it is given there.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("gunicorn.conf.py"), "reuse_port = True\n").unwrap();
+    std::fs::copy(repository().join("tests/apps/wsgi.py"), dir.path().join("app.py")).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = bufproxy(dir.path());
+    command.env("PORT", port.to_string()).arg("--");
+    command.arg(venv().join("gunicorn")).arg("app:app");
+    let begun = Instant::now();
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stderr.wait_for(|line| line.contains("reuse_port = True in gunicorn.conf.py"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let exit = proxy.wait();
+    let said = exit.stderr.last().unwrap();
+    assert!(exit.code == 1 && said.contains("has not taken the socket"), "{exit:?}");
+}
+
+/// The process in gunicorn's pid file, when that is there.
+#[track_caller]
+fn master(file: &Path) -> Pid {
+    wait_for(|| std::fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n')));
+    Pid::from_raw(std::fs::read_to_string(file).unwrap().trim().parse().unwrap()).unwrap()
+}
+
+#[track_caller]
+fn wait_for(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + GUARD;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it does not happen");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

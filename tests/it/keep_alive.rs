@@ -165,6 +165,27 @@ fn answer_is_read_whole_though_more_was_sent_behind_its_request() {
 }
 
 #[test]
+fn upstream_connection_with_an_unread_body_on_it_is_not_kept() {
+    // The next request would be read together with what is left of this one: that no byte of an
+    // answer came would prove nothing of it any more.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.send("POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n\r\n");
+    client.send(pattern(50_000));
+    let mut worker = app.accept();
+    assert!(!worker.read_some(8192).is_empty());
+    proxy.settle();
+    worker.send(ok("not read"));
+    assert_eq!(client.response().text(), "not read");
+    client.get("/2");
+    let (worker, request) = app.request();
+    assert_eq!(request.target(), "/2");
+    worker.reply("");
+    client.response();
+}
+
+#[test]
 fn upstream_connection_that_one_loop_kept_serves_another() {
     let app = App::unix();
     let options = ["--upstream-keepalive", "10s", "--concurrency", "1", "--threads", "2"];

@@ -30,6 +30,8 @@ mod framing;
 mod gunicorn;
 // Fewer bytes for those who ask.
 mod gzip;
+// The app's end loses nothing that waits for it.
+mod handover;
 // Client connections are kept when both sides may.
 mod keep_alive;
 // The wrapped command from boot to exit.
@@ -52,6 +54,8 @@ mod shutdown;
 mod slots;
 // Streams come as they are made.
 mod streams;
+// A unit with a socket of its own.
+mod systemd;
 // Who takes too long is cut, and named.
 mod timeouts;
 // Nothing goes through before the app has agreed.

@@ -20,14 +20,16 @@ impl Run {
             idle_grace: Duration::from_secs(5),
             child_stop_signal: Signal::TERM,
             child: true,
+            restart: false,
             command: "gunicorn app.wsgi".into(),
             open_when_ready: true,
             terminal: false,
         };
         change(&mut plan);
-        let (machine, todo) = Machine::new(plan.clone());
+        let start = Instant::now();
+        let (machine, todo) = Machine::new(plan.clone(), start);
         assert_eq!(todo.contains(&Action::Open), !plan.open_when_ready);
-        Run { machine, start: Instant::now() }
+        Run { machine, start }
     }
 
     fn serving(change: impl FnOnce(&mut Plan)) -> Run {
@@ -185,7 +187,8 @@ fn a_second_int_ends_at_once() {
     let mut run = Run::serving(|_| {});
     run.at(0.0, signal(Signal::INT), IN_FLIGHT);
     let todo = run.all_at(1.0, signal(Signal::INT), IN_FLIGHT);
-    assert_eq!(todo, [say("second INT: ending at once"), SignalChild(Signal::KILL)]);
+    let killed = say("the app did not end in time: killed");
+    assert_eq!(todo, [say("second INT: ending at once"), killed, SignalChild(Signal::KILL)]);
     assert_eq!(run.code(), Some(130));
 }
 
@@ -348,4 +351,63 @@ fn the_line_of_a_stop_counts_what_is_under_way() {
         stopping("INT", counts, Duration::from_millis(1500)),
         "stopping (INT): 1 request in flight, 0 queued, 1 response being delivered, at most 1.5 s"
     );
+}
+
+/// The pause that is said, and when the next start is due.
+fn pause(run: &mut Run, seconds: f64) -> u64 {
+    let todo = run.all_at(seconds, ended(1), NONE);
+    let [Action::Say(line)] = todo.as_slice() else { panic!("{todo:?}") };
+    let pause = line.strip_prefix("app ended: exit code 1; restarting in ").unwrap();
+    pause.strip_suffix(" s").unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_app_that_ends_by_itself_is_started_again_with_growing_pauses() {
+    let mut run = Run::serving(|plan| plan.restart = true);
+    let mut now = 100.0;
+    for expected in [1, 2, 4, 8, 16, 30, 30] {
+        assert_eq!(pause(&mut run, now), expected);
+        assert_eq!(run.machine.state(), State::Ready, "requests wait for it");
+        let due = now + expected as f64;
+        let tick = run.machine.next_tick(run.start);
+        assert_eq!(tick, Some(run.start + Duration::from_secs_f64(due)));
+        assert_eq!(run.tick(due - 0.1, NONE), []);
+        assert_eq!(run.tick(due, NONE), [Action::StartChild]);
+        assert_eq!(run.machine.next_tick(run.start), None);
+        now = due + 59.0;
+    }
+    // It has run for a minute: that it ends now has another cause.
+    assert_eq!(pause(&mut run, now + 1.0), 1);
+}
+
+#[test]
+fn a_stop_while_the_app_is_away_starts_it_no_more() {
+    let mut run = Run::serving(|plan| plan.restart = true);
+    pause(&mut run, 0.0);
+    let todo = run.at(0.5, signal(Signal::TERM), Counts { queued: 1, ..NONE });
+    assert_eq!(todo, [AnnounceClose, AppGone, StopAccepting]);
+    run.tick(1.0, NONE);
+    run.tick(1.5, NONE);
+    assert_eq!(run.code(), Some(0));
+}
+
+#[test]
+fn an_app_that_ends_while_draining_is_not_started_again() {
+    let mut run = Run::serving(|plan| plan.restart = true);
+    run.at(0.0, signal(Signal::TERM), IN_FLIGHT);
+    assert_eq!(run.at(1.0, ended(0), IN_FLIGHT), [AppGone]);
+    assert!(!run.tick(5.0, IN_FLIGHT).contains(&Action::StartChild));
+}
+
+#[test]
+fn the_successor_of_an_app_that_was_told_to_stop_is_told_too() {
+    let mut run = Run::serving(|_| {});
+    let replaced = || Event::ChildReplaced(Exit::Code(0));
+    assert_eq!(run.at(0.0, replaced(), NONE), []);
+    run.at(1.0, signal(Signal::TERM), NONE);
+    run.tick(1.1, NONE);
+    assert_eq!(run.tick(1.2, NONE), [SignalChild(Signal::TERM)]);
+    assert_eq!(run.at(1.3, replaced(), NONE), [SignalChild(Signal::TERM)]);
+    assert_eq!(run.at(1.4, ended(0), NONE), [AppGone]);
+    assert_eq!(run.code(), Some(0));
 }

@@ -68,6 +68,21 @@ fn it_asks_until_the_app_answers() {
 }
 
 #[test]
+fn a_passed_socket_that_is_not_taken_is_named() {
+    run(async {
+        let dir = dir();
+        let socket = dir.path().join("app.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let config = Config { pass_socket: true, boot_timeout: SHORT, ..config(&socket) };
+        let missing = wait_until_ready(&config, &[]).await.unwrap_err();
+        assert!(
+            missing.contains("passed to the app") && missing.contains("reuse_port"),
+            "{missing}"
+        );
+    });
+}
+
+#[test]
 fn a_path_that_was_set_wants_success() {
     run(async {
         let dir = dir();
