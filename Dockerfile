@@ -10,7 +10,7 @@ COPY tests tests
 # Alpine's target is musl, which links statically.
 RUN cargo build --release --locked --bin bufproxy \
     && mkdir -p /root-of-image/tmp && chmod 1777 /root-of-image/tmp \
-    && cp target/release/bufproxy /root-of-image/bufproxy
+    && strip -o /root-of-image/bufproxy target/release/bufproxy
 
 FROM scratch
 COPY --from=build /root-of-image/ /

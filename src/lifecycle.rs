@@ -96,16 +96,19 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
         ),
     };
     let listening = server.local_addrs();
-    info!("{}", config.boot_line(&listening));
-    for warning in &config.warnings {
-        warn!("{warning}");
-    }
-
-    let mut app = App::start(&config, soft_limit)?;
     let (machine, todo) = Machine::new(plan(&config), Instant::now());
+    // Whoever reads "listening" may come at once, where nothing is to be waited for.
+    let opens_now = todo.contains(&Action::Open);
+    if !opens_now {
+        introduce(&config, &listening);
+    }
+    let mut app = App::start(&config, soft_limit)?;
     let manager = Manager::of_process();
     let mut process = Process { server, manager, machine, health };
     process.perform(todo, &mut app)?;
+    if opens_now {
+        introduce(&config, &listening);
+    }
 
     // Behind a listener of systemd's, clients wait for us already: that it answers proves nothing.
     let ours = if activated { &[] } else { listening.as_slice() };
@@ -357,6 +360,13 @@ fn finish(server: &Server, outcome: Outcome) -> Result<u8, Failure> {
     match outcome.failure {
         Some(message) => Err(Failure { message, code: outcome.code }),
         None => Ok(outcome.code),
+    }
+}
+
+fn introduce(config: &Config, listening: &[String]) {
+    info!("{}", config.boot_line(listening));
+    for warning in &config.warnings {
+        warn!("{warning}");
     }
 }
 

@@ -74,6 +74,7 @@ def the_static_binary(reader):
 
 def the_debian_package(reader):
     (package,) = (TARGET / "debian").glob("bufproxy_*.deb")
+    assert package.stat().st_size < 3_000_000, "it is not stripped"
     assert run(["dpkg-deb", "--field", package, "Depends"]).strip() == "", "it is not static"
     control = reader.home / "control"
     run(["dpkg-deb", "--control", package, control])

@@ -443,6 +443,8 @@ struct Phases {
     send: u64,
     /// An attempt was made: nginx's `$upstream_*` have values.
     upstream_reached: bool,
+    /// The app wrote at its client's pace.
+    paced: bool,
 }
 
 impl Phases {
@@ -469,6 +471,7 @@ impl Phases {
             send,
             upstream_reached: record.upstream_addr.is_some()
                 || !(record.connect + record.upstream).is_zero(),
+            paced: record.paced,
         }
     }
 
@@ -487,12 +490,17 @@ impl Phases {
         }
     }
 
-    /// Who took longest, by the numbers that the line shows. The app where nobody is ahead of it.
+    /// Who took longest, by the numbers that the line shows. Where nobody is ahead it is the app, or
+    /// the client if the app was never asked.
     fn slow(&self) -> &'static str {
-        let mut slowest = ("app", self.connect + self.app);
-        let others =
-            [("client_down", self.send), ("client_up", self.receive), ("queue", self.queue)];
-        for other in others {
+        let client_up = ("client_up", self.receive);
+        let mut slowest = match (self.upstream_reached, self.paced) {
+            (false, _) => client_up,
+            (true, false) => ("app", self.connect + self.app),
+            // It was done as soon as the client let it.
+            (true, true) => ("client_down", self.connect + self.app),
+        };
+        for other in [("client_down", self.send), client_up, ("queue", self.queue)] {
             if other.1 > slowest.1 {
                 slowest = other;
             }
@@ -680,12 +688,16 @@ mod tests {
     fn slow_names_the_longest_phase_and_the_app_in_a_tie() {
         let mut record = Record::new(Peer::Unix);
         let slow = |record: &Record| Phases::of(record).slow();
+        assert_eq!(slow(&record), "client_up", "refused before the app was asked");
+        record.upstream_addr = Some(0);
         assert_eq!(slow(&record), "app");
         record.send = Duration::from_millis(20);
         assert_eq!(slow(&record), "client_down");
         record.upstream = Duration::from_millis(15);
         record.connect = Duration::from_millis(5);
         assert_eq!(slow(&record), "app");
+        record.paced = true;
+        assert_eq!(slow(&record), "client_down");
         record.receive = Duration::from_millis(21);
         assert_eq!(slow(&record), "client_up");
         record.queue = Duration::from_millis(22);

@@ -554,7 +554,11 @@ fn variable(value: &str, env: &BTreeMap<String, String>) -> Option<String> {
 /// A number, a string or a list of strings, a comment after it allowed; True, False and None.
 fn literal(value: &str) -> Option<String> {
     if let Some(list) = value.strip_prefix('[') {
-        let list = list.trim_end().strip_suffix(']')?.trim().trim_end_matches(',');
+        let (list, rest) = list.rsplit_once(']')?;
+        if !matches!(rest.trim().chars().next(), None | Some('#')) {
+            return None;
+        }
+        let list = list.trim().trim_end_matches(',');
         let list: Option<Vec<_>> = list.split(',').map(|element| literal(element.trim())).collect();
         return list.map(|list| list.join(","));
     }
@@ -779,6 +783,8 @@ mod tests {
         assert_eq!(socket("gunicorn --bind=unix:/tmp/a.sock -k gevent app"), some("/tmp/a.sock"));
         assert_eq!(socket("gunicorn -b unix:/a -b 127.0.0.1:1 app"), some("/a"));
         assert_eq!(socket("gunicorn app"), some("/conf.sock"));
+        let list = ("./gunicorn.conf.py", "bind = ['127.0.0.1:1', \"unix:/b.sock\"]  # both");
+        assert_eq!(look(&["gunicorn", "app"], &[], &[list]).socket, some("/b.sock"));
         assert_eq!(socket("gunicorn -b 127.0.0.1:8000 app"), None);
         // Relative to a directory that --chdir may change.
         assert_eq!(socket("gunicorn -b unix:a.sock app"), None);

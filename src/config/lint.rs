@@ -301,8 +301,8 @@ fn term_ignored(scene: &Scene<'_>, gunicorn: &Settings) -> Option<String> {
     (scene.platform != Some(Platform::Heroku)).then(|| {
         format!(
             "{file} ignores TERM, by which gunicorn retires its old workers: after HUP or TTOU they \
-             stay for graceful_timeout. Restart instead, or remove it: only Heroku sends TERM to every \
-             process"
+             stay for graceful_timeout. Restart instead, or remove it where TERM comes to bufproxy \
+             alone"
         )
     })
 }

@@ -13,7 +13,7 @@ use crate::error::Reason;
 use crate::http1::{ResponseBody, Version, chunk_head};
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::{MAX_PUSH, Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::attempt::Attempt;
 use crate::upstream::body::{Incoming, Taken};
@@ -283,7 +283,10 @@ impl Pump {
                 return true;
             }
             Poll::Pending => {
-                x.record.paced |= self.spool.blocked() && !x.record.stream;
+                if self.spool.blocked() && !x.record.stream && !x.record.paced {
+                    x.record.paced = true;
+                    x.lp.shared.say_paced(self.spool.disk_failed());
+                }
                 self.app_silent = None;
                 return false;
             }
@@ -396,8 +399,9 @@ impl Pump {
         for part in parts {
             let skip = taken.min(part.len());
             taken -= skip;
-            if skip < part.len() {
-                self.spool.push(&part[skip..]);
+            // The compressor may give more at once than it was given.
+            for piece in part[skip..].chunks(MAX_PUSH) {
+                self.spool.push(piece);
             }
         }
     }
@@ -406,7 +410,7 @@ impl Pump {
     fn end_upstream(&mut self, x: &mut Exchange, cut: Option<Reason>) {
         self.cut = self.cut.or(cut);
         if let Some((attempt, slot)) = self.upstream.take() {
-            match (self.keep_upstream && attempt.complete(), self.cut) {
+            match (self.keep_upstream && attempt.in_step(), self.cut) {
                 (true, None) => slot.keep(attempt.into_stream()),
                 _ => drop(attempt),
             }

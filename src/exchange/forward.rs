@@ -319,7 +319,6 @@ fn is_real_ip_header(config: &Config, head: &RequestHead, field: &Field) -> bool
         .is_some_and(|name| field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// All values of one field as one list, in order.
 /// PROXY protocol, version 1 (proxy-protocol.txt, 2.1): the client that was resolved, so that the app
 /// has its REMOTE_ADDR. Its port is known only where it is the peer itself.
 fn proxy_line(out: &mut Vec<u8>, with: &Forward<'_>) {
@@ -341,6 +340,7 @@ fn proxy_line(out: &mut Vec<u8>, with: &Forward<'_>) {
     let _ = write!(out, "PROXY {family} {client} {to} {port} {to_port}\r\n");
 }
 
+/// All values of one field as one list, in order.
 fn joined(out: &mut Vec<u8>, head: &RequestHead, id: FieldId) {
     let mut separator: &[u8] = b"";
     for field in head.fields.iter().filter(|f| f.id == id && !f.value.is_empty()) {

@@ -260,8 +260,7 @@ impl Exchange {
     async fn wait_for_slot(&mut self, c: &Client<'_>, avoid: Option<u16>) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let queue_end =
-            self.marks.received.unwrap_or(self.marks.started) + c.config().queue_timeout;
+        let queue_end = Instant::now() + c.config().queue_timeout;
         c.timer.set_at(deadline.min(queue_end));
         let mut place = None;
         let slot = poll_fn(|cx| {
@@ -329,7 +328,7 @@ impl Exchange {
                     return event.map(Ok);
                 }
                 if c.timer.expired() {
-                    return Poll::Ready(Err(Reason::AppTimeout));
+                    return Poll::Ready(Err(shared.timeout_reason()));
                 }
                 self.poll_client_left(c, cx).map(Err)
             })
@@ -365,23 +364,25 @@ impl Exchange {
         let shared = self.lp.shared.clone();
         let until = deadline.min(Instant::now() + c.config().connect_retry);
         let mut connecting =
-            std::pin::pin!(upstream::connect(slot, until, || shared.app_is_gone()));
+            std::pin::pin!(upstream::connect(slot, until, |error| shared.app_has_gone(error)));
         c.timer.set_at(deadline);
         let connected = poll_fn(|cx| {
             if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
             }
             if c.timer.expired() {
-                return Poll::Ready(Err(Reason::AppTimeout));
+                return Poll::Ready(Err(shared.timeout_reason()));
             }
             self.poll_client_left(c, cx).map(Err)
         })
         .await?;
         connected.map_err(|error| {
+            if shared.app_has_gone(&error) {
+                return shared.gone_reason();
+            }
             shared.say_unreachable(slot.addr(), c.config().connect_retry, &error);
-            match shared.app_is_gone() {
-                true => shared.gone_reason(),
-                false if shared.app_has_answered() => Reason::AppUnavailable,
+            match shared.app_has_answered() {
+                true => Reason::AppUnavailable,
                 false => Reason::AppStarting,
             }
         })
@@ -535,10 +536,14 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            if self.record.head.line.is_empty() {
+                receive::remember_partial(self);
+            }
             if self.record.status == 0 {
                 self.record.status = Reason::ClientGone.status();
             }
-            self.record.end = Reason::Draining;
+            let panics = std::thread::panicking();
+            self.record.end = if panics { Reason::Internal } else { Reason::Draining };
             self.lp.shared.count_cut();
             self.write_record();
         }

@@ -86,7 +86,7 @@ fn client_gone(x: &mut Exchange) -> Reason {
 }
 
 /// The record of a head that never became whole shows what came of it.
-fn remember_partial(x: &mut Exchange) {
+pub(super) fn remember_partial(x: &mut Exchange) {
     x.record.request_length = x.input.len() as u64;
     x.record.head.salvage(&x.input);
 }

@@ -49,9 +49,8 @@ pub(super) async fn tunnel(
             }
         }
         // Whoever ends first ends it, once the other has what was sent.
-        if let Some(broken) = up.end.or(down.end)
-            && (broken || up.waiting.is_empty() && down.waiting.is_empty())
-        {
+        let client_ended = up.ended || down.refused;
+        if client_ended && up.waiting.is_empty() || down.ended && down.waiting.is_empty() {
             return Poll::Ready(Ok(()));
         }
         if moved {
@@ -79,8 +78,10 @@ struct Direction {
     /// Read and not yet taken by the other side, at most one read.
     waiting: Vec<u8>,
     passed: u64,
-    /// The reading side has ended (false), or a side is broken (true).
-    end: Option<bool>,
+    /// Who is read from has ended.
+    ended: bool,
+    /// Who is written to takes nothing more. It may still have something to say.
+    refused: bool,
 }
 
 impl Direction {
@@ -88,39 +89,34 @@ impl Direction {
     fn poll(&mut self, from: &Stream, to: &Stream, cx: &mut Context<'_>) -> bool {
         if !self.waiting.is_empty() {
             let waiting = std::mem::take(&mut self.waiting);
-            let taken = self.write(&waiting, to, cx);
-            self.waiting.extend_from_slice(&waiting[taken..]);
-            return taken > 0;
+            return self.write(&waiting, to, cx);
         }
-        if self.end.is_some() {
+        if self.ended || self.refused {
             return false;
         }
         let mut buf = Scratch::take();
         match from.poll_read(cx, &mut buf) {
             Poll::Ready(Ok(n)) if n > 0 => {
-                let taken = self.write(&buf[..n], to, cx);
-                self.waiting.extend_from_slice(&buf[taken..n]);
-                true
+                self.write(&buf[..n], to, cx);
             }
-            Poll::Ready(read) => {
-                self.end = Some(read.is_err());
-                true
-            }
-            Poll::Pending => false,
+            Poll::Ready(_) => self.ended = true,
+            Poll::Pending => return false,
         }
+        true
     }
 
-    fn write(&mut self, bytes: &[u8], to: &Stream, cx: &mut Context<'_>) -> usize {
-        match to.poll_write(cx, &[IoSlice::new(bytes)]) {
-            Poll::Ready(Ok(n)) => {
-                self.passed += n as u64;
-                n
-            }
+    /// What is not taken now waits. True: something moved.
+    fn write(&mut self, bytes: &[u8], to: &Stream, cx: &mut Context<'_>) -> bool {
+        let taken = match to.poll_write(cx, &[IoSlice::new(bytes)]) {
+            Poll::Ready(Ok(n)) => n,
             Poll::Ready(Err(_)) => {
-                self.end = Some(true);
-                0
+                self.refused = true;
+                return true;
             }
             Poll::Pending => 0,
-        }
+        };
+        self.passed += taken as u64;
+        self.waiting.extend_from_slice(&bytes[taken..]);
+        taken > 0
     }
 }

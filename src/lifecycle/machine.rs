@@ -384,6 +384,7 @@ impl Machine {
     /// Draining → Stopped, whatever is left.
     fn end(&mut self, code: Option<u8>, todo: &mut Vec<Action>) {
         if self.child {
+            todo.push(Action::Say("the app did not end in time: killed".into()));
             todo.push(Action::SignalChild(Signal::KILL));
         }
         let (since, cause) = match &self.phase {

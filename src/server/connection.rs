@@ -9,9 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 
-use socket2::Socket;
-
-use super::Loop;
+use super::{Accepted, Counted, Loop};
 use crate::config::Peer;
 use crate::error::Reason;
 use crate::exchange::{self, Next};
@@ -38,6 +36,7 @@ pub(crate) struct Conn {
     /// Every request of this connection is refused: there are too many.
     pub(crate) refused: Option<Reason>,
     lp: Rc<Loop>,
+    _counted: Counted,
 }
 
 impl Conn {
@@ -74,14 +73,12 @@ impl Drop for Conn {
         if self.unfinished.get() {
             self.stream.reset();
         }
-        self.lp.connections.fetch_sub(1, Relaxed);
-        self.lp.shared.connections.fetch_sub(1, Relaxed);
-        METRICS.connections.sub(1);
     }
 }
 
 /// Serves a connection as a task of this loop.
-pub(crate) fn spawn(lp: &Rc<Loop>, socket: Socket, peer: Peer) {
+pub(crate) fn spawn(lp: &Rc<Loop>, accepted: Accepted) {
+    let Accepted { socket, peer, counted } = accepted;
     let local = match peer {
         Peer::Ip(_) => socket.local_addr().ok().and_then(|a| a.as_socket()).map(unmapped),
         Peer::Unix => None,
@@ -90,10 +87,7 @@ pub(crate) fn spawn(lp: &Rc<Loop>, socket: Socket, peer: Peer) {
         Ok(stream) => stream,
         Err(e) => return tracing::warn!("cannot watch a connection: {e}"),
     };
-    let before = lp.shared.connections.fetch_add(1, Relaxed);
-    lp.connections.fetch_add(1, Relaxed);
-    METRICS.connections.add(1);
-    let full = before >= lp.settings().config.max_connections;
+    let full = counted.before >= lp.settings().config.max_connections;
     let conn = Conn {
         stream,
         timer: Timer::new(&lp.timers),
@@ -104,6 +98,7 @@ pub(crate) fn spawn(lp: &Rc<Loop>, socket: Socket, peer: Peer) {
         unfinished: Cell::new(false),
         refused: full.then_some(Reason::TooManyConnections),
         lp: lp.clone(),
+        _counted: counted,
     };
     tokio::task::spawn_local(run(conn));
 }

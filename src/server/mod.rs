@@ -37,7 +37,7 @@ const REFUSED_AT_ONCE: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often kept upstream connections are looked through.
 const KEPT_SWEEP: Duration = Duration::from_millis(500);
-/// The same complaint about an upstream is not said more often.
+/// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Where the data path is in its life. Only ever moves on.
@@ -105,8 +105,10 @@ pub(crate) struct Shared {
     refused: AtomicU64,
     cut: AtomicU64,
     tunnels: AtomicUsize,
-    /// Milliseconds since `begun` when an unreachable upstream was last said.
-    said: AtomicU64,
+    /// The app is our own child.
+    wrapped: bool,
+    said_unreachable: Said,
+    said_paced: Said,
     begun: Instant,
 }
 
@@ -181,18 +183,58 @@ impl Shared {
         self.cut.fetch_add(1, Relaxed);
     }
 
+    /// Why there is no answer in time: our own app that has never answered is starting still.
+    pub(crate) fn timeout_reason(&self) -> Reason {
+        match self.wrapped && !self.app_has_answered() {
+            true => Reason::AppStarting,
+            false => Reason::AppTimeout,
+        }
+    }
+
+    /// Whether this error of a connect means that the app will not come back. While we stop, a
+    /// wrapped app whose socket is gone was stopped too: Heroku's TERM comes to every process.
+    pub(crate) fn app_has_gone(&self, error: &io::Error) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        let absent = matches!(error.kind(), NotFound | ConnectionRefused);
+        if self.wrapped && self.closing() && absent && !self.gone.swap(true, Relaxed) {
+            self.upstreams.wake_line();
+        }
+        self.app_is_gone()
+    }
+
     /// An upstream could not be reached: says so, not for every request.
     pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, tried: Duration, error: &io::Error) {
         self.reachable.store(false, Relaxed);
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let last = self.said.load(Relaxed);
-        let again = SAY_AGAIN.as_millis() as u64;
-        let due = last == 0 || now.saturating_sub(last) >= again;
-        if due && self.said.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok() {
+        if self.said_unreachable.due(self.begun) {
             tracing::warn!(
                 "upstream {addr} cannot be reached within connect-retry {tried:?}: {error}"
             );
         }
+    }
+
+    /// A worker has to wait for its client: says so, not for every response.
+    pub(crate) fn say_paced(&self, disk_failed: bool) {
+        if self.said_paced.due(self.begun) {
+            let why = match disk_failed {
+                true => "the disk fails (spool-dir)",
+                false => "the disk budget is spent (response-spool-max, spool-max)",
+            };
+            tracing::warn!("a worker waits for its client: {why}");
+        }
+    }
+}
+
+/// When the same thing was last said: milliseconds since the start, 0 for never.
+#[derive(Default)]
+struct Said(AtomicU64);
+
+impl Said {
+    fn due(&self, begun: Instant) -> bool {
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = self.0.load(Relaxed);
+        let again = SAY_AGAIN.as_millis() as u64;
+        let due = last == 0 || now.saturating_sub(last) >= again;
+        due && self.0.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
     }
 }
 
@@ -203,8 +245,6 @@ pub(crate) struct Loop {
     /// The settings of `reloads` reloads.
     settings: RefCell<Arc<Settings>>,
     reloads: Cell<usize>,
-    /// Connections of this loop, read by the loop that accepts.
-    connections: Arc<AtomicUsize>,
 }
 
 impl Loop {
@@ -316,7 +356,40 @@ struct Inner {
 struct Remote {
     connections: Arc<AtomicUsize>,
     /// None: the accepting loop itself.
-    inbox: Option<mpsc::UnboundedSender<(Socket, Peer)>>,
+    inbox: Option<mpsc::UnboundedSender<Accepted>>,
+}
+
+/// A connection that was accepted, on its way to its loop.
+pub(crate) struct Accepted {
+    socket: Socket,
+    peer: Peer,
+    counted: Counted,
+}
+
+/// One connection in the counts, from its accept on: a loop that has not taken up yet what it was
+/// handed has it already, and the drain waits for it.
+pub(crate) struct Counted {
+    shared: Arc<Shared>,
+    of_loop: Arc<AtomicUsize>,
+    /// Connections that were open when it came.
+    before: usize,
+}
+
+impl Counted {
+    fn new(shared: &Arc<Shared>, of_loop: &Arc<AtomicUsize>) -> Counted {
+        METRICS.connections.add(1);
+        of_loop.fetch_add(1, Relaxed);
+        let before = shared.connections.fetch_add(1, Relaxed);
+        Counted { shared: shared.clone(), of_loop: of_loop.clone(), before }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        METRICS.connections.sub(1);
+        self.of_loop.fetch_sub(1, Relaxed);
+        self.shared.connections.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Server {
@@ -366,8 +439,7 @@ impl Server {
     /// Listens and accepts; the runtime that it is called in becomes loop 0, and its thread lives to
     /// the end.
     pub fn open(&self) -> io::Result<()> {
-        let connections = self.inner.loops[0].connections.clone();
-        let lp = start_loop(self.shared.clone(), connections, self.inner.control.subscribe());
+        let lp = start_loop(self.shared.clone(), self.inner.control.subscribe());
         for listener in self.listeners().iter() {
             let named =
                 |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", listener.local_addr()));
@@ -523,7 +595,9 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         refused: AtomicU64::new(0),
         cut: AtomicU64::new(0),
         tunnels: AtomicUsize::new(0),
-        said: AtomicU64::new(0),
+        wrapped: !config.command.is_empty(),
+        said_unreachable: Said::default(),
+        said_paced: Said::default(),
         begun: Instant::now(),
     })
 }
@@ -533,7 +607,7 @@ fn run_loop(
     shared: Arc<Shared>,
     connections: Arc<AtomicUsize>,
     mut phase: watch::Receiver<Phase>,
-    mut inbox: mpsc::UnboundedReceiver<(Socket, Peer)>,
+    mut inbox: mpsc::UnboundedReceiver<Accepted>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -543,36 +617,35 @@ fn run_loop(
         Ok(runtime) => runtime,
         Err(e) => return tracing::error!("cannot start an event loop: {e}"),
     };
-    runtime.block_on(async {
-        let lp = start_loop(shared, connections.clone(), phase.clone());
+    runtime.block_on(async move {
+        let lp = start_loop(shared, phase.clone());
         loop {
             tokio::select! {
-                Some((socket, peer)) = inbox.recv() => connection::spawn(&lp, socket, peer),
+                Some(accepted) = inbox.recv() => connection::spawn(&lp, accepted),
                 aborted = phase.wait_for(|p| *p == Phase::Aborted) => {
                     let _ = aborted;
                     break;
                 }
             }
         }
+        // What was handed over and not taken up is closed.
+        drop(inbox);
         while connections.load(Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
     });
+    // A read from a dead disk must not hold the exit.
+    runtime.shutdown_background();
 }
 
 /// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
-fn start_loop(
-    shared: Arc<Shared>,
-    connections: Arc<AtomicUsize>,
-    mut phase: watch::Receiver<Phase>,
-) -> Rc<Loop> {
+fn start_loop(shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) -> Rc<Loop> {
     let (reloads, settings) = (shared.reloads.load(Acquire), shared.settings());
     let lp = Rc::new(Loop {
         shared,
         timers: Timers::new(),
         settings: RefCell::new(settings),
         reloads: Cell::new(reloads),
-        connections,
     });
     let timers = lp.timers.clone();
     tokio::task::spawn_local(async move { timers.run().await });
@@ -630,10 +703,17 @@ async fn accept(
 /// To the loop with the fewest connections.
 fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     METRICS.connections_accepted.add(1);
-    let fewest = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed));
-    match fewest.and_then(|remote| remote.inbox.as_ref()) {
-        None => connection::spawn(lp, socket, peer),
-        // A loop that has ended has been aborted: the connection is closed with the process.
-        Some(inbox) => drop(inbox.send((socket, peer))),
+    let Some(fewest) = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed)) else {
+        return;
+    };
+    let counted = Counted::new(&lp.shared, &fewest.connections);
+    let accepted = Accepted { socket, peer, counted };
+    let left = match &fewest.inbox {
+        None => Some(accepted),
+        // The share of a loop that could not start is served here.
+        Some(inbox) => inbox.send(accepted).err().map(|refused| refused.0),
+    };
+    if let Some(accepted) = left {
+        connection::spawn(lp, accepted);
     }
 }

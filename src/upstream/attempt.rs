@@ -127,6 +127,12 @@ impl Attempt {
         self.sent == self.total
     }
 
+    /// The request was read whole, so that nothing of it comes before the next one. A single write
+    /// is read whole or not at all, and it was answered.
+    pub(crate) fn in_step(&self) -> bool {
+        self.complete() && (self.writes == 1 || self.stream.unsent() == 0)
+    }
+
     /// Writes what can be written, reads what is there.
     pub(crate) fn poll(
         &mut self,

@@ -25,12 +25,12 @@ pub(crate) enum Connected {
     Registered(Stream),
 }
 
-/// Connects, trying again until `until` (None: it never gives up before the caller does). `gone`
-/// says that the app will not come back.
+/// Connects, trying again until `until`. `gone`
+/// says that after this error the app will not come back.
 pub(crate) async fn connect(
     slot: &Slot,
     until: Instant,
-    gone: impl Fn() -> bool,
+    gone: impl Fn(&io::Error) -> bool,
 ) -> io::Result<Connected> {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -38,7 +38,7 @@ pub(crate) async fn connect(
             Ok(connected) => return Ok(connected),
             Err(e) => e,
         };
-        if gone() || !worth_waiting(&error) || Instant::now() + pause > until {
+        if gone(&error) || !worth_waiting(&error) || Instant::now() + pause > until {
             return Err(error);
         }
         tokio::time::sleep(pause).await;

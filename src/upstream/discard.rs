@@ -133,15 +133,18 @@ impl Abandoned {
         if matches!(self.slot.addr(), UpstreamAddr::Tcp(..)) {
             return;
         }
-        let stream = self.attempt.stream();
-        stream.shutdown(Shutdown::Read);
+        self.attempt.stream().shutdown(Shutdown::Read);
         if poll_fn(|cx| self.attempt.poll_sent(cx, &self.head, &mut self.body)).await.is_err() {
             return;
+        }
+        // The rest of a request that is still read would take the canary with it.
+        let stream = self.attempt.stream();
+        while stream.unsent() > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         // From now on a read says 0 at once, and gunicorn, when it is done, lingers up to 2 s for our
         // close: neither tells. An empty line behind the request does (RFC 9112, 2.2 has it ignored):
         // a worker does not read it before it lingers, and its close takes it away.
-        let stream = self.attempt.stream();
         let canary = net::send(stream.socket(), &[IoSlice::new(b"\r\n")]);
         while canary.is_ok() && stream.unsent() > 0 {
             tokio::time::sleep(LOOK_AGAIN).await;

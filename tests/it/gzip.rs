@@ -121,3 +121,14 @@ fn images_and_short_texts_go_as_they_are() {
         assert!(message.body == pattern(2000));
     }
 }
+
+#[test]
+fn what_does_not_get_smaller_is_whole_for_a_slow_reader_too() {
+    // The compressor gives more at once than it was given.
+    let body: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(3 * 1024 * 1024).collect();
+    let app = App::answering(html("", &body));
+    let proxy = Proxy::start(&app, &["--gzip", "6"]);
+    let mut client = proxy.connect_slow();
+    get(&mut client, "/");
+    assert!(unpacked(&client.response().body) == body, "changed on the way");
+}

@@ -1,5 +1,7 @@
 //! Client connections: kept when both sides may, closed cleanly when not (RFC 9112, 9.3).
 
+use rustix::process::Signal;
+
 use crate::support::{App, Proxy, ok, pattern};
 
 #[test]
@@ -160,4 +162,86 @@ fn answer_is_read_whole_though_more_was_sent_behind_its_request() {
     assert_eq!(client.response().status(), 200);
     client.send([b'x'; 99]);
     assert_eq!(client.rest(), b"");
+}
+
+#[test]
+fn upstream_connection_with_an_unread_body_on_it_is_not_kept() {
+    // The next request would be read together with what is left of this one: that no byte of an
+    // answer came would prove nothing of it any more.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.send("POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n\r\n");
+    client.send(pattern(50_000));
+    let mut worker = app.accept();
+    assert!(!worker.read_some(8192).is_empty());
+    proxy.settle();
+    worker.send(ok("not read"));
+    assert_eq!(client.response().text(), "not read");
+    client.get("/2");
+    let (worker, request) = app.request();
+    assert_eq!(request.target(), "/2");
+    worker.reply("");
+    client.response();
+}
+
+#[test]
+fn upstream_connection_that_one_loop_kept_serves_another() {
+    let app = App::unix();
+    let options = ["--upstream-keepalive", "10s", "--concurrency", "1", "--threads", "2"];
+    let proxy = Proxy::start(&app, &options);
+    let mut clients = [proxy.connect(), proxy.connect(), proxy.connect(), proxy.connect()];
+    let mut worker = None;
+    for i in 0..20 {
+        let client = &mut clients[i % 4];
+        client.get(&format!("/{i}"));
+        let worker = worker.get_or_insert_with(|| app.accept());
+        assert_eq!(worker.request().target(), format!("/{i}"));
+        worker.send(ok(i.to_string()));
+        assert_eq!(client.response().text(), i.to_string());
+    }
+}
+
+/// Sockets that each event loop watches, by the number of its epoll.
+fn watched(proxy: &Proxy) -> Vec<(u32, usize)> {
+    let process = format!("/proc/{}", proxy.pid().as_raw_nonzero());
+    let is_socket = |fd: &str| {
+        std::fs::read_link(format!("{process}/fd/{fd}"))
+            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+    };
+    let mut loops = Vec::new();
+    for entry in std::fs::read_dir(format!("{process}/fdinfo")).unwrap() {
+        let path = entry.unwrap().path();
+        let info = std::fs::read_to_string(&path).unwrap_or_default();
+        let watched: Vec<_> = info
+            .lines()
+            .filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next())
+            .collect();
+        if !watched.is_empty() {
+            let epoll = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            loops.push((epoll, watched.iter().filter(|fd| is_socket(fd)).count()));
+        }
+    }
+    loops.sort_unstable();
+    loops
+}
+
+#[test]
+fn connections_that_come_together_are_spread_over_the_loops() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &["--threads", "3"]);
+    proxy.settle();
+    let before = watched(&proxy);
+    proxy.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..30).map(|_| proxy.connect()).collect();
+    proxy.signal(Signal::CONT);
+    for client in &mut clients {
+        client.get("/");
+        client.response();
+    }
+    let after = watched(&proxy);
+    assert!(before.len() >= 3 && before.len() == after.len(), "{before:?} {after:?}");
+    for ((epoll, before), (_, after)) in before.iter().zip(&after) {
+        assert!((9..=11).contains(&(after - before)), "loop of {epoll}: {before} to {after}");
+    }
 }

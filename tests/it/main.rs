@@ -16,6 +16,8 @@ mod child;
 mod command_line;
 // Every message means to us what it means to hyper.
 mod differential;
+// What the pages in docs/ say can be done.
+mod docs;
 // A stop without a signal, and one that loses nothing though everybody gets it.
 mod drain;
 // 100 Continue is ours to say.

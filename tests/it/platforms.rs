@@ -286,7 +286,8 @@ fn systemd_unit_waits_for_the_drain() {
         lines.find(|(key, _)| *key == name).unwrap_or_else(|| panic!("no {name}")).1
     };
     let (program, arguments) = get("ExecStart").split_once(' ').unwrap();
-    assert_eq!(program, "/usr/local/bin/bufproxy");
+    // systemd looks into /usr/local/bin, then into /usr/bin.
+    assert_eq!(program, "bufproxy");
     let cache = tempfile::tempdir().unwrap();
     assert_eq!(get("CacheDirectory"), "bufproxy");
     let arguments = arguments.replace("/var/cache/bufproxy", cache.path().to_str().unwrap());

@@ -180,6 +180,42 @@ fn deadline_ends_the_drain() {
 }
 
 #[test]
+fn deadline_leaves_one_record_of_each_request_whatever_it_waited_for() {
+    let app = App::unix();
+    let options = ["--drain-timeout", "300ms", "--concurrency", "1", "--threads", "2"];
+    let proxy = Proxy::start(&app, &options);
+    let mut delivering = proxy.connect_slow();
+    delivering.get("/delivering");
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(3 * 1024 * 1024)));
+    worker.wait_closed();
+    let mut at_the_app = proxy.connect();
+    at_the_app.get("/app");
+    let (_worker, _) = app.request();
+    let mut queued = proxy.connect();
+    queued.get("/queued");
+    let mut body = proxy.connect();
+    body.send("POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    let mut head = proxy.connect();
+    head.send("GET /head HTTP/1.1\r\nHo");
+    let _idle = proxy.connect();
+    proxy.settle();
+
+    let exit = proxy.stop();
+    let records: Vec<_> = exit.stdout.iter().filter(|line| !line.contains("\"settle\"")).collect();
+    assert_eq!(records.len(), 5, "{records:#?}");
+    for (target, status) in
+        [("/delivering", 200), ("/app", 499), ("/queued", 499), ("/body", 499), ("/head", 499)]
+    {
+        let of = |line: &&&String| line.contains(target);
+        let record = records.iter().find(of).unwrap_or_else(|| panic!("{target}: {records:#?}"));
+        assert!(record.contains(&format!(" status_code={status} ")), "{record}");
+        assert!(record.ends_with(" end=draining"), "{record}");
+    }
+    assert!(exit.stderr.iter().any(|line| line.ends_with("0 refused, 5 cut")), "{exit:?}");
+}
+
+#[test]
 fn deadline_ends_a_stream_so_that_it_does_not_look_complete() {
     // To an HTTP/1.0 client the end of the connection is the end of the response.
     let app = App::unix();

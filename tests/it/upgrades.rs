@@ -104,6 +104,22 @@ fn end_of_the_app_ends_the_tunnel_after_what_it_sent() {
 }
 
 #[test]
+fn last_words_of_an_app_that_does_not_listen_are_heard() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let (mut client, mut worker) = agreed(&app, &proxy);
+    // More than goes into the app's socket: some of it waits here.
+    client.send(pattern(1_000_000));
+    proxy.settle();
+    let last = pattern(500_000);
+    let sent = last.clone();
+    let writer = std::thread::spawn(move || worker.send(sent));
+    assert!(client.rest() == last, "not all of it came");
+    writer.join().unwrap();
+    assert_eq!(proxy.record("/chat").get("end"), "ok");
+}
+
+#[test]
 fn slow_side_paces_the_other() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

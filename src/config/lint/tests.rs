@@ -292,8 +292,8 @@ fn ignoring_term_needs_another_stop_signal_and_no_reload() {
         DRAIN_FIRST,
         &[
             "gunicorn.conf.py ignores TERM, by which gunicorn retires its old workers: after HUP or \
-           TTOU they stay for graceful_timeout. Restart instead, or remove it: only Heroku sends TERM \
-           to every process",
+           TTOU they stay for graceful_timeout. Restart instead, or remove it where TERM comes to \
+           bufproxy alone",
         ],
     );
     assert_said(

@@ -1,0 +1,337 @@
+//! The pages of docs/: what stands in a fenced block is run, or checked where it needs a machine of
+//! somebody else's; options, defaults and links are those that exist. (docs/install.md has a test of
+//! its own, tests/install.py.)
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::platforms::Invocation;
+use crate::support::{Proxy, bufproxy, repository, venv};
+
+/// Programs that need an account, a cluster or root: only the files that they are given are looked at.
+const ELSEWHERE: &[&str] = &["docker", "fly", "gcloud", "heroku", "kubectl", "systemctl"];
+
+const WSGI: &str = "\
+def application(environ, start_response):
+    start_response('200 OK', [('Content-Length', '6')])
+    return [b'hello\\n']
+";
+
+/// A fenced block.
+struct Block {
+    language: String,
+    text: String,
+    section: String,
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(repository().join("docs").join(page)).unwrap()
+}
+
+fn blocks(page: &str) -> Vec<Block> {
+    let (mut blocks, mut section, mut open) = (Vec::new(), String::new(), false);
+    for line in read(page).lines() {
+        if let Some(language) = line.strip_prefix("```") {
+            open = !open;
+            if open {
+                let (language, section) = (language.to_owned(), section.clone());
+                blocks.push(Block { language, text: String::new(), section });
+            }
+        } else if open {
+            blocks.last_mut().unwrap().text += &format!("{line}\n");
+        } else if let Some(title) = line.strip_prefix("## ") {
+            section = title.to_owned();
+        }
+    }
+    assert!(!open, "{page}: a block has no end");
+    blocks
+}
+
+/// Runs and checks all blocks of a page, with the variables that its platform sets.
+#[track_caller]
+fn assert_page_works(page: &str, env: &[(&str, &str)]) {
+    let blocks = blocks(page);
+    let mut tried = 0;
+    for block in &blocks {
+        match block.language.as_str() {
+            "sh" => tried += block.text.lines().map(|line| command(line, env)).count(),
+            "Procfile" => {
+                let line = block.text.strip_prefix("web: ").expect("a web process").trim();
+                let conf = blocks
+                    .iter()
+                    .find(|other| other.language == "python" && other.section == block.section);
+                serve(line, conf.map_or("", |conf| &conf.text), env);
+                tried += 1;
+            }
+            // Run with the Procfile of its section.
+            "python" => {
+                assert!(block.text.starts_with("# gunicorn.conf.py\n"), "{page}: {}", block.text);
+                let runs =
+                    |other: &Block| other.language == "Procfile" && other.section == block.section;
+                assert!(blocks.iter().any(runs), "{page}: nothing runs {}", block.text);
+            }
+            "toml" => {
+                let dir = tempfile::tempdir().unwrap();
+                let file = dir.path().join("bufproxy.toml");
+                fs::write(&file, &block.text).unwrap();
+                assert_right(&format!("bufproxy --config {}", file.display()), env);
+                tried += 1;
+            }
+            "dockerfile" => {
+                tried += block.text.lines().filter(|line| dockerfile(line, env)).count()
+            }
+            // What one comes from.
+            "nginx" => {}
+            language => panic!("{page}: nobody looks at {language}"),
+        }
+    }
+    assert!(tried > 0, "{page} has no command");
+}
+
+/// `check` takes it, and has nothing to say.
+#[track_caller]
+fn assert_right(line: &str, env: &[(&str, &str)]) {
+    let checked = Invocation::new(line, env).check();
+    assert_eq!(checked.warnings, [""; 0], "{line}");
+}
+
+/// One line of a `sh` block.
+#[track_caller]
+fn command(line: &str, env: &[(&str, &str)]) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    variables(&words, env);
+    match words[..] {
+        ["bufproxy", subcommand @ ("healthcheck" | "drain"), ref rest @ ..] => {
+            let dir = tempfile::tempdir().unwrap();
+            // Nobody is there to answer, and the command line is right.
+            let status = bufproxy(dir.path()).arg(subcommand).args(rest).output().unwrap().status;
+            assert_eq!(status.code(), Some(1), "{line}");
+        }
+        ["bufproxy", ..] => {
+            assert_right(line, env);
+            if words.contains(&"gunicorn") && words[1] != "check" {
+                serve(line, "", env);
+            }
+        }
+        [program, ref rest @ ..] => {
+            assert!(ELSEWHERE.contains(&program), "{line}: nobody runs it");
+            for file in rest.iter().filter(|word| word.starts_with("config/")) {
+                assert!(repository().join(file).exists(), "{line}");
+            }
+        }
+        [] => panic!("an empty line"),
+    }
+}
+
+/// `BUFPROXY_…=` among the words are options, with values that can be.
+#[track_caller]
+fn variables(words: &[&str], env: &[(&str, &str)]) {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = words.iter().filter_map(|word| word.split_once('='));
+    let ours = ours.filter(|(name, _)| name.starts_with("BUFPROXY_"));
+    let ours = ours.map(|(name, value)| match name {
+        "BUFPROXY_SPOOL_DIR" => (name, dir.path().to_str().unwrap()),
+        _ => (name, value),
+    });
+    let env: Vec<_> = env.iter().copied().chain(ours).collect();
+    assert_right("bufproxy --upstream /app.sock", &env);
+}
+
+/// A line of a Dockerfile; true if there was something of ours in it.
+#[track_caller]
+fn dockerfile(line: &str, env: &[(&str, &str)]) -> bool {
+    variables(&line.split(' ').collect::<Vec<_>>(), env);
+    let Some((_, list)) = line.split_once("CMD ") else { return false };
+    let words: Vec<String> = serde_json::from_str(list).unwrap_or_else(|e| panic!("{line}: {e}"));
+    let environment = [env, &[("BUFPROXY_ADMIN", "unix:/nowhere/admin.sock")]].concat();
+    if words[1] == "healthcheck" {
+        let dir = tempfile::tempdir().unwrap();
+        let mut asks = bufproxy(dir.path());
+        asks.args(&words[1..]).envs(environment);
+        assert_eq!(asks.output().unwrap().status.code(), Some(1), "{line}");
+    } else {
+        command(&words.join(" "), env);
+    }
+    true
+}
+
+/// Runs the line as a platform does, with real gunicorn, this `gunicorn.conf.py` and an app; a request
+/// goes through it, and TERM ends it. What it names below /tmp and /run is in the test's directory.
+#[track_caller]
+fn serve(line: &str, conf: &str, env: &[(&str, &str)]) {
+    let dir = tempfile::tempdir().unwrap();
+    let here = |text: &str| {
+        let below = format!("{}/", dir.path().display());
+        ["/tmp/", "/run/bufproxy/", "/run/app/"]
+            .iter()
+            .fold(text.to_owned(), |text, place| text.replace(place, &below))
+            .replace(":8000", "127.0.0.1:0")
+    };
+    let bin = dir.path().join("bin");
+    fs::create_dir_all(dir.path().join("app")).unwrap();
+    fs::create_dir(&bin).unwrap();
+    fs::write(dir.path().join("app/wsgi.py"), WSGI).unwrap();
+    if !conf.is_empty() {
+        fs::write(dir.path().join("gunicorn.conf.py"), here(conf)).unwrap();
+    }
+    // As the buildpack leaves them.
+    let script = fs::read_to_string(repository().join("buildpack/start-nginx")).unwrap();
+    fs::write(bin.join("start-nginx"), here(&script)).unwrap();
+    fs::set_permissions(bin.join("start-nginx"), fs::Permissions::from_mode(0o755)).unwrap();
+    let built = bufproxy(dir.path());
+    std::os::unix::fs::symlink(built.get_program(), bin.join("bufproxy")).unwrap();
+
+    let path = format!("{}:{}", bin.display(), venv().display());
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("exec {}", here(line))).current_dir(dir.path());
+    shell.env_clear().envs(env.iter().copied()).env("PORT", "0").env("TMPDIR", dir.path());
+    shell.env("PATH", format!("{path}:{}", std::env::var("PATH").unwrap()));
+    shell.env("PYTHONDONTWRITEBYTECODE", "1");
+    let proxy = Proxy::spawn(shell, dir);
+    let open = proxy.stderr.find(1, Duration::from_secs(60), |line| line.contains("port open"));
+    assert!(open.is_some(), "{line}: {:#?}", proxy.stderr.seen());
+    let said = proxy.stderr.seen();
+    assert!(!said.iter().any(|said| said.contains("warning: ")), "{line}: {said:#?}");
+    let mut client = proxy.connect();
+    client.get("/");
+    assert_eq!(client.response().text(), "hello\n", "{line}");
+    drop(client);
+    let exit = proxy.stop();
+    assert_eq!(exit.code, 0, "{line}: {exit:#?}");
+}
+
+/// As a dyno of a Python app has them, with the one that heroku.md says.
+const HEROKU: &[(&str, &str)] = &[
+    ("DYNO", "web.1"),
+    ("PORT", "5000"),
+    ("WEB_CONCURRENCY", "2"),
+    ("FORWARDED_ALLOW_IPS", "*"),
+    ("GUNICORN_CMD_ARGS", "--log-level info"),
+];
+
+#[test]
+fn heroku_page_works() {
+    assert_page_works("heroku.md", HEROKU);
+}
+
+#[test]
+fn nginx_buildpack_page_works() {
+    assert_page_works("migrate-from-nginx-buildpack.md", HEROKU);
+}
+
+#[test]
+fn nginx_page_works() {
+    assert_page_works("migrate-from-nginx.md", &[]);
+}
+
+#[test]
+fn docker_page_works() {
+    assert_page_works("docker.md", &[]);
+}
+
+#[test]
+fn kubernetes_page_works() {
+    assert_page_works("kubernetes.md", &[("KUBERNETES_SERVICE_HOST", "10.96.0.1")]);
+}
+
+#[test]
+fn systemd_page_works() {
+    assert_page_works("systemd.md", &[]);
+}
+
+#[test]
+fn fly_page_works() {
+    assert_page_works("fly.md", &[("FLY_APP_NAME", "my-app"), ("PORT", "8080")]);
+}
+
+#[test]
+fn render_page_works() {
+    assert_page_works("render.md", &[("RENDER", "true"), ("PORT", "10000")]);
+}
+
+#[test]
+fn cloud_run_page_works() {
+    assert_page_works("cloud-run.md", &[("K_SERVICE", "web"), ("PORT", "8080")]);
+}
+
+/// Every option and its default, as `config/bufproxy.toml` has them.
+fn defaults() -> BTreeMap<String, String> {
+    let file = fs::read_to_string(repository().join("config/bufproxy.toml")).unwrap();
+    let lines = file.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = "));
+    lines.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
+}
+
+#[test]
+fn directive_map_names_options_and_their_defaults() {
+    let defaults = defaults();
+    let mut rows = 0;
+    let page = read("migrate-from-nginx.md");
+    let (_, map) = page.split_once("## Directives").unwrap();
+    for row in map.lines().filter(|line| line.starts_with("| `")) {
+        let [_, _, ours, _] =
+            row.split(" | ").flat_map(|cell| cell.split('|')).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}")
+        };
+        rows += 1;
+        if ours.starts_with("not here") || ours.starts_with("always") {
+            continue;
+        }
+        // `name` (default), and what follows up to the next name.
+        for part in ours.split('`').collect::<Vec<_>>()[1..].chunks(2) {
+            let (name, rest) = (part[0], part.get(1).copied().unwrap_or_default());
+            let Some(default) = defaults.get(name) else {
+                let a_value = ["append", "combined", "log_format", "ALLOWED_HOSTS"].contains(&name);
+                let a_default = name.starts_with('[') || name.starts_with('/') || name == "-";
+                assert!(a_value || a_default, "{name} is no option: {row}");
+                continue;
+            };
+            let Some(said) = rest.strip_prefix(" (") else { continue };
+            let said = said.split([')', ':', ',', ' ']).next().unwrap();
+            // `listen` has a condition and `concurrency` depends on the app.
+            let known = said.is_empty() || said == "gunicorn's" || said == default;
+            assert!(known, "{name} is {default}, not {said}: {row}");
+        }
+    }
+    assert!(rows > 30, "{rows} rows");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut links = 0;
+    for page in fs::read_dir(repository().join("docs")).unwrap() {
+        let page = page.unwrap().path();
+        if page.extension().is_none_or(|kind| kind != "md") {
+            continue;
+        }
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            if file.contains("://") {
+                continue;
+            }
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{}: {link}", page.display());
+            assert!(anchor.is_empty() || has_title(&target, anchor), "{}: {link}", page.display());
+            links += 1;
+        }
+    }
+    assert!(links > 20, "{links} links");
+}
+
+fn has_title(page: &Path, anchor: &str) -> bool {
+    let text = fs::read_to_string(page).unwrap();
+    let titles = text.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let as_anchor = |title: &str| {
+        let kept = |c: &char| c.is_ascii_alphanumeric() || " -_".contains(*c);
+        title.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+    };
+    titles.map(as_anchor).any(|title| title == anchor)
+}
