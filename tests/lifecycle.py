@@ -401,7 +401,7 @@ class Load:
             loop.call_later(moment, action)
         for n in range(self.rate * self.seconds):
             await asyncio.sleep(begun + n / self.rate - time.monotonic())
-            target = "/sleep?s=0.05" if n % 20 == 0 else "/"
+            target = "/sleep?s=0.05" if n % 15 == 0 else "/"
             method = "POST" if self.post and n % 2 else "GET"
             tasks.append(asyncio.create_task(self.one("fast", self.fast(method, target))))
         await asyncio.wait_for(asyncio.gather(*tasks), LIMIT)
