@@ -66,12 +66,12 @@ class Skip(Exception):
 class Program:
     """A program with a process group of its own; its lines are collected."""
 
-    def __init__(self, command, **environment):
+    def __init__(self, command, inherit=None, **environment):
         env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
-            env=env | environment,
+            env=env | environment, pass_fds=[inherit] if inherit else [],
         )
         self.lines = []
         self.changed = threading.Condition()
@@ -288,7 +288,7 @@ def hand_over(run):
                         os.kill(victim, signal.SIGKILL)
 
                 load = Load(port, rate=200, seconds=8, post=True)
-                results = asyncio.run(load.run(at={2: kill}))
+                results = asyncio.run(load.run(at={2.05: kill}))
                 restarts = sum("; restarting in" in line for line in proxy.lines) - before
                 what = "the master and its workers" if workers_too else "the master"
                 print(f"  {what}: {dict(results)}, {restarts} restart")
@@ -299,6 +299,40 @@ def hand_over(run):
                 assert failed <= in_workers and failed == results["fast 502"], results
             proxy.process.terminate()
             assert proxy.end() == 0, proxy.lines
+
+
+def take_over(run):
+    """Socket activation: one sidecar ends and the next one starts under load, on one listener."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        app = f"unix:{directory}/app.sock"
+        gunicorn = [run.gunicorn, "--bind", app, "--workers", "2", *WSGI]
+        stack.enter_context(Program(gunicorn)).wait_for("Booting worker")
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
+        # As systemd does it, which holds the listener all the time.
+        activate = f'exec 3<&{listener.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"'
+
+        def start():
+            command = ["sh", "-c", activate, run.bufproxy, "--upstream", app]
+            sidecar = stack.enter_context(Program(command, inherit=listener.fileno()))
+            sidecar.port()
+            return sidecar
+
+        def replace():
+            first.process.terminate()
+            assert first.end() == 0, first.lines
+            sidecars.append(start())
+
+        first, sidecars = start(), []
+        load = Load(listener.getsockname()[1], rate=200, seconds=4, post=True)
+        replacing = threading.Timer(2, replace)
+        replacing.start()
+        results = asyncio.run(load.run(at={}))
+        replacing.join()
+        print(f"  {dict(results)}")
+        assert results["fast 200"] == results.total() and sidecars, results
+        sidecars[0].process.terminate()
+        assert sidecars[0].end() == 0, sidecars[0].lines
 
 
 def term_plain(run):
@@ -469,7 +503,7 @@ async def response(reader, pace=None):
 
 
 CASES = {case.__name__: case for case in (
-    boot, pid_1, kill_9, hand_over, term_plain, term_passed, term_drain_first, term_nginx,
+    boot, pid_1, kill_9, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
 )}
 
 
