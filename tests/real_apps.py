@@ -30,6 +30,10 @@ CLASSES = {
     "gthread": [*GUNICORN, "--worker-class", "gthread", "--threads", "4", *WSGI],
     "gevent": [*GUNICORN, "--worker-class", "gevent", *WSGI],
     "uvicorn": ["uvicorn", "--uds", "{socket}", "--no-access-log", "tests.apps.asgi:app"],
+    # Nobody names a socket: it is passed.
+    "sync passed": ["gunicorn", "--workers", "2", *WSGI],
+    "gevent passed": ["gunicorn", "--workers", "2", "--worker-class", "gevent", *WSGI],
+    "uvicorn passed": ["uvicorn", "--workers", "2", "--no-access-log", "tests.apps.asgi:app"],
 }
 
 
@@ -42,7 +46,8 @@ class Proxy:
         command[0] = str(venv / "bin" / command[0])
         # The server reads neither the user's configuration nor ours.
         env = {"PATH": os.environ["PATH"], "HOME": directory, "PYTHONDONTWRITEBYTECODE": "1"}
-        arguments = ["--listen", "127.0.0.1:0", "--upstream", f"unix:{socket}", "--", *command]
+        upstream = ["--upstream", f"unix:{socket}"] if any(socket in part for part in command) else []
+        arguments = ["--listen", "127.0.0.1:0", *upstream, "--", *command]
         self.process = subprocess.Popen(
             [bufproxy, *arguments], cwd=REPOSITORY, env=env, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
