@@ -457,6 +457,7 @@ impl Pump {
                 due = now + c.config().send_timeout;
             }
             next = Some(due);
+            self.spool.relieve(since);
         }
         if self.upstream.is_some() {
             if !self.spool.blocked() {

@@ -35,8 +35,8 @@ use crate::upstream::Upstreams;
 const REFUSED_AT_ONCE: usize = 64;
 /// Pause after EMFILE and ENFILE: descriptors come back as connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often kept upstream connections are looked through.
-const KEPT_SWEEP: Duration = Duration::from_millis(500);
+/// How often kept upstream connections are looked through, and memory that only waits.
+const SWEEP: Duration = Duration::from_millis(500);
 /// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -658,9 +658,13 @@ fn start_loop(shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) -> Rc<Loop
     let sweeper = lp.clone();
     tokio::task::spawn_local(async move {
         loop {
-            tokio::time::sleep(KEPT_SWEEP).await;
+            tokio::time::sleep(SWEEP).await;
             let limit = sweeper.settings().config.upstream_keepalive;
             sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
+            if sweeper.shared.budget.memory_pressure() {
+                // Who holds memory and only waits puts it on disk.
+                sweeper.timers.wake_all();
+            }
         }
     });
     lp

@@ -28,6 +28,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -44,6 +45,8 @@ const KEEP_WHEN_SHORT: usize = 8 * 1024;
 /// What may gather behind a batch that is being written, while memory is plenty: fewer, larger
 /// writes.
 const GATHER: u64 = 192 * 1024;
+/// A body that has not moved for this long only waits.
+const STALLED: Duration = Duration::from_secs(1);
 /// Steps in which the blocks and the cached pages behind the reader are given back.
 const TRIM: u64 = 1024 * 1024;
 /// Whole blocks and pages only are given back.
@@ -279,9 +282,19 @@ impl Spool {
         self.buffer = None;
     }
 
-    /// Gives back memory that only waits: what is in memory goes to disk, if that has room (called
-    /// by the owner when nothing has moved for 1 s and `Budget::memory_pressure`).
-    pub fn spill(&mut self) {
+    /// Where memory is short, what has not moved for a second goes to disk (invariant 4). To be
+    /// called by the owner whenever it finds itself waiting; `since`: when something last moved.
+    pub fn relieve(&mut self, since: Instant) {
+        if self.budget.memory_pressure()
+            && self.mem_bytes() > KEEP_WHEN_SHORT
+            && since.elapsed() >= STALLED
+        {
+            self.spill();
+        }
+    }
+
+    /// Gives back memory that only waits: what is in memory goes to disk, if that has room.
+    fn spill(&mut self) {
         self.buffer = None;
         self.take_finished_write();
         if self.writing.is_none() && self.in_memory() > 0 {

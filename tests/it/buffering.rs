@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{App, Proxy, chunked, ok, pattern};
+use crate::support::{App, Client, Proxy, chunked, ok, pattern, unix_path, until};
 
 #[test]
 fn upload_is_complete_before_the_app_sees_it() {
@@ -338,4 +338,39 @@ fn response_that_cannot_be_read_back_is_cut() {
     client.cut_response();
     assert_eq!(proxy.record("/lost").get("end"), "internal");
     forgets.join().unwrap();
+}
+
+#[test]
+fn memory_that_only_waits_goes_to_disk_when_it_is_short() {
+    let body = pattern(500_000);
+    let app = App::answering(ok(&body));
+    let dir = tempfile::tempdir().unwrap();
+    let admin = format!("unix:{}", unix_path(&dir).display());
+    let options = ["--memory", "2m", "--body-memory", "400k", "--response-memory", "600k"];
+    let proxy = Proxy::start(&app, &[&options[..], &["--admin", &admin]].concat());
+    let mut client = Client::unix(&unix_path(&dir));
+    let mut spooled = |what: &str| {
+        client.get("/status");
+        let status: serde_json::Value = serde_json::from_slice(&client.response().body).unwrap();
+        status.pointer(&format!("/spooled/{what}")).and_then(|n| n.as_u64()).unwrap()
+    };
+    // A reader and an upload stall within their own limits, with less than a quarter of the budget.
+    let mut reader = proxy.connect_slow();
+    reader.get("/");
+    reader.head();
+    let mut upload = proxy.connect();
+    upload.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+    upload.send(&body[..50_000]);
+    until(|| spooled("memory") >= 300_000);
+    assert_eq!(spooled("disk"), 0);
+    // Many small ones make it more: what has not moved for a second makes room.
+    let mut small: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
+    for upload in &mut small {
+        upload.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+        upload.send(&body[..7_000]);
+    }
+    until(|| spooled("disk") >= 300_000 && spooled("memory") <= 400_000);
+    upload.send(&body[50_000..100_000]);
+    assert!(upload.response().body == body, "changed on the way");
+    assert!(reader.exact(500_000) == body, "changed on the way");
 }
