@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""bufproxy among real programs: app servers, frameworks, clients.
+"""bufproxy among real programs: app servers, frameworks, clients, attackers, a browser.
 
 matrix.py --bufproxy PROGRAM [PART ...]
 
@@ -28,6 +28,10 @@ PARTS = {
     "servers": 300,
     "websocket_clients": 120,
     "frameworks": 180,
+    "browser": 180,
+    "requests_suite": 420,
+    "slow_attacks": 420,
+    "datasette": 300,
 }
 
 
