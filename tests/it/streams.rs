@@ -166,3 +166,21 @@ fn trailers_come_behind_a_body_that_waited_in_the_spool() {
     client.head();
     assert!(client.rest().ends_with(b"\r\n0\r\nX-Sum: 1\r\n\r\n"));
 }
+
+#[test]
+fn trailers_of_a_body_that_is_compressed_on_the_way_are_dropped() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--gzip", "1"]);
+    let mut client = proxy.connect();
+    client.send(
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\
+         TE: trailers\r\n\r\n",
+    );
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTrailer: X-Sum\r\n");
+    worker.send("Transfer-Encoding: chunked\r\n\r\n");
+    let head = client.head();
+    assert_eq!((head.get("content-encoding"), head.get("trailer")), (Some("gzip"), None));
+    worker.send("5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n");
+    assert!(client.rest().ends_with(b"\r\n0\r\n\r\n"));
+}
