@@ -13,6 +13,7 @@ use std::io::{Seek, Write};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
+use bufproxy::config::Peer;
 use bufproxy::error::Reason;
 use bufproxy::http1::{
     Chunked, Field, Limits, RequestBody, RequestHead, ResponseBody, ResponseHead,
@@ -24,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::fuzzing::harness::{configured, head_for_app};
 use crate::support::{mutate, repository, venv};
 
 const LIMITS: Limits = Limits { head: 32 << 10, fields: 100 };
@@ -219,17 +221,55 @@ const EXCUSES: &[Excuse] = &[
 #[test]
 fn whoever_takes_a_request_reads_it_as_we_do() {
     let inputs = generated();
-    let gunicorn = gunicorn_requests(&inputs);
+    let compared = compare(&inputs);
+    assert!(compared.hyper > 400, "{}", compared.hyper);
+    if let Some(gunicorn) = compared.gunicorn {
+        assert!(gunicorn > 300, "{gunicorn}");
+        assert_eq!(compared.excuses.len(), EXCUSES.len(), "only needed: {:?}", compared.excuses);
+    }
+}
+
+#[test]
+fn app_reads_what_it_is_given_as_it_was_meant() {
+    let config = configured(&[]).unwrap();
+    let peer = Peer::Ip("192.0.2.1:1".parse().unwrap());
+    let given = generated().into_iter().map(|input| {
+        let meant = our_request(&input).unwrap();
+        let mut head = RequestHead::default();
+        head.parse(&input, &LIMITS).unwrap();
+        let length = (head.body != RequestBody::None).then_some(meant.body.len() as u64);
+        let given = [head_for_app(&head, &config, peer, length), meant.body.clone()].concat();
+        let read = our_request(&given).unwrap();
+        assert_eq!((&read.first[0], &read.body), (&meant.first[0], &meant.body));
+        given
+    });
+    let compared = compare(&given.collect::<Vec<_>>());
+    assert!(compared.hyper > 400, "{}", compared.hyper);
+    assert!(compared.gunicorn.is_none_or(|gunicorn| gunicorn > 400), "{:?}", compared.gunicorn);
+}
+
+/// How many of the requests the others took, and the excuses that the rest needed.
+struct Compared {
+    hyper: usize,
+    /// None: there is no Python for it.
+    gunicorn: Option<usize>,
+    excuses: BTreeSet<&'static str>,
+}
+
+/// Has requests that we take read by the others, too: who takes one has read the same, who does not
+/// has an excuse.
+fn compare(inputs: &[Vec<u8>]) -> Compared {
+    let gunicorn = gunicorn_requests(inputs);
     let (mut hypers, mut gunicorns) = (0, 0);
     let (mut excuses, mut unexcused) = (BTreeSet::new(), Vec::new());
     for (i, input) in inputs.iter().enumerate() {
         let us = our_request(input).unwrap();
         let mut head = RequestHead::default();
-        let _ = head.parse(input, &LIMITS);
+        head.parse(input, &LIMITS).unwrap();
         let mut refused = |reader: &str, error: &str| {
             let excuse = EXCUSES.iter().find(|(who, _, is)| *who == reader && is(input, &head));
             match excuse {
-                Some((_, why, _)) => drop(excuses.insert(why)),
+                Some((_, why, _)) => drop(excuses.insert(*why)),
                 None => {
                     let input = input.escape_ascii();
                     unexcused.push(format!("{reader} refuses \"{input}\": {error}"));
@@ -256,12 +296,8 @@ fn whoever_takes_a_request_reads_it_as_we_do() {
         }
     }
     assert_eq!(unexcused, [""; 0], "{unexcused:#?}");
-    if gunicorn.is_some() {
-        assert_eq!(excuses.len(), EXCUSES.len(), "only needed: {excuses:?}");
-    }
     println!("{} requests, taken by hyper {hypers}, by gunicorn {gunicorns}", inputs.len());
-    assert!(hypers > 400, "{hypers}");
-    assert!(gunicorn.is_none() || gunicorns > 300, "{gunicorns}");
+    Compared { hyper: hypers, gunicorn: gunicorn.map(|_| gunicorns), excuses }
 }
 
 /// Different requests that we take, the same in every run: those of the tables and of the fuzzer's

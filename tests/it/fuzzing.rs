@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::support::{mutate, repository};
 
-mod harness;
+pub(crate) mod harness;
 
 /// All inputs of a target, and so many mutants of each.
 fn run(name: &str, mutants: usize) {
@@ -18,15 +18,26 @@ fn run(name: &str, mutants: usize) {
     assert!(files.len() >= 10, "{name}: {} files", files.len());
     let corpus: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     let mut random = fastrand::Rng::with_seed(1);
-    for (file, input) in files.iter().zip(&corpus) {
-        eprintln!("{}", file.display());
-        target(input);
+    for input in &corpus {
+        try_out(*target, input);
         for _ in 0..mutants {
-            let mutant = mutate(input, &corpus, &mut random);
-            eprintln!("  {}", mutant.escape_ascii());
-            target(&mutant);
+            try_out(*target, &mutate(input, &corpus, &mut random));
         }
     }
+}
+
+/// Says which input it was.
+fn try_out(target: harness::Target, input: &[u8]) {
+    struct Shown<'a>(&'a [u8]);
+    impl Drop for Shown<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("the input was \"{}\"", self.0.escape_ascii());
+            }
+        }
+    }
+    let _shown = Shown(input);
+    target(input);
 }
 
 #[test]

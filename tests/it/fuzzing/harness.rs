@@ -285,20 +285,14 @@ fn rebuild(line: &[u8], fields: &[Field], bytes: &[u8]) -> Vec<u8> {
 
 /// What the app gets of this request has one reading, and it is ours.
 fn check_forwarded(head: &RequestHead, config: &Config, peer: Peer) {
-    let resolved = trust::resolve(config, peer, head);
-    let (local, started_ms) = (None, 1_700_000_000_000);
-    let with = Forward { config, peer, local, resolved, started_ms, keep_alive: false };
-    let mut forwarded = ForwardedHead::default();
-    forwarded.write(head, &with);
     let body = match head.body {
         RequestBody::None => RequestBody::None,
         RequestBody::Length(_) | RequestBody::Chunked => RequestBody::Length(5),
     };
-    forwarded.finish(3, started_ms, (body != RequestBody::None).then_some(5));
-
-    let bytes = &forwarded.bytes;
+    let bytes = &head_for_app(head, config, peer, (body != RequestBody::None).then_some(5));
     let mut app = RequestHead::default();
     assert_eq!(app.parse(bytes, &WIDE), Ok(Some(bytes.len())), "{}", bytes.escape_ascii());
+    let resolved = trust::resolve(config, peer, head);
     let target = [head.path_prefix(), head.path.of(&head.bytes)].concat();
     assert_eq!((app.method(), app.target()), (head.method(), target.as_slice()));
     assert_eq!((app.body, app.upgrade, app.expect_continue), (body, head.upgrade, false));
@@ -311,6 +305,22 @@ fn check_forwarded(head: &RequestHead, config: &Config, peer: Peer) {
         once(FieldId::XForwardedFor);
         assert_eq!(app.get(FieldId::XForwardedFor), Some(client.to_string().as_bytes()));
     }
+}
+
+/// What the app gets as head of this request, with a body of this length.
+pub fn head_for_app(
+    head: &RequestHead,
+    config: &Config,
+    peer: Peer,
+    length: Option<u64>,
+) -> Vec<u8> {
+    let resolved = trust::resolve(config, peer, head);
+    let (local, started_ms) = (None, 1_700_000_000_000);
+    let with = Forward { config, peer, local, resolved, started_ms, keep_alive: false };
+    let mut forwarded = ForwardedHead::default();
+    forwarded.write(head, &with);
+    forwarded.finish(3, started_ms, length);
+    forwarded.bytes
 }
 
 type Dechunked = (Vec<u8>, Vec<u8>, usize, bool);
@@ -381,7 +391,7 @@ static PLACES: LazyLock<Vec<(Config, Peer)>> = LazyLock::new(|| {
 });
 
 /// The configuration of this command line, where nothing else is known.
-fn configured(args: &[&str]) -> Result<Config, Vec<String>> {
+pub fn configured(args: &[&str]) -> Result<Config, Vec<String>> {
     let upstream = ["--upstream=unix:/tmp/app.sock"];
     let invocation = parse_args(&Sources {
         args: upstream.iter().chain(args).map(OsString::from).collect(),
