@@ -202,6 +202,8 @@ pub enum Concurrency {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueOrder {
+    /// The one that has waited longest; in overload the newest.
+    Adaptive,
     /// The one that has waited longest.
     Fifo,
 }
@@ -271,6 +273,8 @@ pub struct Config {
     pub queue: usize,
     pub queue_timeout: Duration,
     pub queue_order: QueueOrder,
+    /// Of the queue, the part that one client may hold while others wait.
+    pub queue_share: Option<f64>,
     pub app_timeout: Duration,
     pub app_idle_timeout: Duration,
     /// Zero: no second try.
@@ -428,6 +432,7 @@ impl Config {
             queue: 0,
             queue_timeout: Duration::ZERO,
             queue_order: QueueOrder::Fifo,
+            queue_share: None,
             app_timeout: Duration::ZERO,
             app_idle_timeout: Duration::ZERO,
             connect_retry: Duration::ZERO,

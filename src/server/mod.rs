@@ -191,6 +191,14 @@ impl Shared {
         }
     }
 
+    /// Why the app cannot be connected to.
+    pub(crate) fn unavailable_reason(&self) -> Reason {
+        match self.app_has_answered() {
+            true => Reason::AppUnavailable,
+            false => Reason::AppStarting,
+        }
+    }
+
     /// Whether this error of a connect means that the app will not come back. While we stop, a
     /// wrapped app whose socket is gone was stopped too: Heroku's TERM comes to every process.
     pub(crate) fn app_has_gone(&self, error: &io::Error) -> bool {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::Slot;
+use super::queue::Unreachable;
 use crate::config::UpstreamAddr;
 use crate::net::{self, Stream};
 
@@ -25,20 +26,37 @@ pub(crate) enum Connected {
     Registered(Stream),
 }
 
-/// Connects, trying again until `until`. `gone`
-/// says that after this error the app will not come back.
+/// What came of connecting.
+pub(crate) enum Tried {
+    Connected(Connected),
+    /// Another upstream is up, or another request tries here already: ask for another slot.
+    Move,
+}
+
+/// Connects; where no upstream is up and this is the request that tries, again and again until
+/// `until`. `gone` says that after this error the app will not come back.
 pub(crate) async fn connect(
     slot: &Slot,
     until: Instant,
     gone: impl Fn(&io::Error) -> bool,
-) -> io::Result<Connected> {
+) -> io::Result<Tried> {
     let mut pause = FIRST_PAUSE;
     loop {
+        let begun = Instant::now();
         let error = match once(slot.addr()).await {
-            Ok(connected) => return Ok(connected),
+            Ok(connected) => {
+                slot.reachable();
+                return Ok(Tried::Connected(connected));
+            }
             Err(e) => e,
         };
-        if gone(&error) || !worth_waiting(&error) || Instant::now() + pause > until {
+        if gone(&error) {
+            return Err(error);
+        }
+        if slot.unreachable(begun.elapsed()) == Unreachable::Move {
+            return Ok(Tried::Move);
+        }
+        if !worth_waiting(&error) || Instant::now() + pause > until {
             return Err(error);
         }
         tokio::time::sleep(pause).await;
