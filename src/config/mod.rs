@@ -317,6 +317,8 @@ pub struct Config {
     /// The text formats begin with `time=`.
     pub log_time: bool,
     pub log_query: LogQuery,
+    /// How often a line says whether the app keeps up.
+    pub saturation_log: Option<Duration>,
     pub log_level: tracing::Level,
     pub retry: Retry,
     /// Content of the file of `error-page`, read at start.
@@ -467,6 +469,7 @@ impl Config {
             log_name: String::new(),
             log_time: false,
             log_query: LogQuery::Off,
+            saturation_log: None,
             log_level: tracing::Level::INFO,
             retry: Retry::Off,
             error_page: None,

@@ -764,6 +764,19 @@ const TABLE: &[Opt] = &[
         ..PLAIN
     },
     Opt {
+        name: "saturation-log",
+        value: "TIME",
+        group: LOGS,
+        default: "20s",
+        example: "1m",
+        short: "How often a line says whether the app keeps up",
+        long: "Requests at the app, in the queue, their waits and what was refused, as l2met reads it; \
+               in the access log if its format is l2met, else in the diagnostics. None without \
+               traffic. off: never.",
+        set: |c, v, _| put(&mut c.saturation_log, v, or_off(duration)),
+        ..PLAIN
+    },
+    Opt {
         name: "log-level",
         value: "LEVEL",
         group: LOGS,

@@ -510,7 +510,7 @@ fn what_does_nothing_is_warned_of() {
 
 #[test]
 fn options_of_later_features_are_unknown() {
-    for name in ["max-requests-per-client", "saturation-log", "send-min-rate"] {
+    for name in ["max-requests-per-client", "send-min-rate"] {
         let found = problems(&[&format!("--{name}"), "1"], &[], &[]);
         assert!(found[0].starts_with(&format!("--{name} is not an option")), "{found:?}");
     }

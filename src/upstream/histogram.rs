@@ -35,7 +35,6 @@ impl Histogram {
         self.total = self.total.saturating_add(other.total);
     }
 
-    #[cfg(test)]
     pub(crate) fn total(&self) -> u32 {
         self.total
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
+use histogram::Histogram;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
 pub(crate) use connect::{Connected, Tried, connect};
@@ -138,6 +139,11 @@ impl Upstreams {
     /// Median of the last minute's times from a connection to the first byte of the response.
     pub(crate) fn median_service(&self) -> Duration {
         self.lock().queue.median_service()
+    }
+
+    /// The waits for a slot since this was last asked.
+    pub(crate) fn take_waits(&self) -> Histogram {
+        self.lock().queue.take_waits()
     }
 
     /// Address, requests in flight and slots of each upstream, for `/status`.

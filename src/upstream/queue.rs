@@ -475,7 +475,6 @@ impl<W> Queue<W> {
     }
 
     /// The waits for a slot since this was last asked.
-    #[cfg(test)]
     pub(crate) fn take_waits(&mut self) -> Histogram {
         std::mem::take(&mut self.waits)
     }

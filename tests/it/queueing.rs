@@ -246,3 +246,23 @@ fn a_request_that_has_waited_is_not_begun_when_there_is_no_time_to_answer() {
     assert!(waited >= Duration::from_millis(2999), "{record:?}");
     assert!(waited < Duration::from_millis(3900), "{record:?}");
 }
+
+#[test]
+fn a_line_says_now_and_then_whether_the_app_keeps_up() {
+    let app = App::unix();
+    let options = ["--concurrency", "1", "--queue", "1", "--saturation-log", "300ms"];
+    let proxy = Proxy::start(&app, &options);
+    let mut clients = ["/0", "/1", "/2"].map(|target| {
+        let mut client = proxy.connect();
+        client.get(target);
+        proxy.settle();
+        client
+    });
+    let (worker, _) = app.request();
+    assert_eq!(clients[2].response().status(), 503);
+    let record = proxy.record("sample#bufproxy.busy=1 ");
+    assert_eq!(record.get("sample#bufproxy.queue"), "1");
+    assert_eq!(record.get("count#bufproxy.shed"), "1");
+    worker.reply("");
+    app.request().0.reply("");
+}
