@@ -30,6 +30,7 @@ pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
     kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
+    names: connect::Names,
 }
 
 #[derive(Debug)]
@@ -50,6 +51,7 @@ impl Upstreams {
                 unbounded: false,
             }),
             kept: Mutex::default(),
+            names: connect::Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
@@ -254,6 +256,10 @@ impl Slot {
 
     pub(crate) fn addr(&self) -> &UpstreamAddr {
         &self.addr
+    }
+
+    fn names(&self) -> &connect::Names {
+        &self.upstreams.names
     }
 
     /// The app has answered, this long after it was connected to.

@@ -266,3 +266,32 @@ fn a_line_says_now_and_then_whether_the_app_keeps_up() {
     worker.reply("");
     app.request().0.reply("");
 }
+
+#[test]
+fn upstream_that_comes_back_gets_requests_again() {
+    let (one, two) = (App::answering(ok("one")), App::unix());
+    let address = two.address().to_owned();
+    let path = address.trim_start_matches("unix:").to_owned();
+    drop(two);
+    let proxy = Proxy::start(&one, &["--upstream", &address]);
+    let ask = || {
+        let mut client = proxy.connect();
+        client.get("/");
+        client.response().text().to_owned()
+    };
+    assert_eq!([(); 10].map(|()| ask()), ["one"; 10]);
+    let _ = std::fs::remove_file(&path);
+    std::fs::create_dir_all(std::path::Path::new(&path).parent().unwrap()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        use std::io::{Read, Write};
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let _ = connection.read(&mut [0; 8192]);
+            connection.write_all(ok("two").as_ref()).unwrap();
+        }
+    });
+    let begun = std::time::Instant::now();
+    crate::support::until(|| ask() == "two");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
