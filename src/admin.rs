@@ -413,6 +413,16 @@ impl Facts {
         for (phase, n) in phases {
             text.sample("requests", &format!("{{phase=\"{phase}\"}}"), n as u64);
         }
+        let saturation = self.server.saturation();
+        text.family(
+            "queue_wait_p95_milliseconds",
+            "gauge",
+            "What 95 % of the requests did not wait longer than, in the last period of saturation-log.",
+        );
+        let wait = saturation.queue_wait_p95.as_millis();
+        text.sample("queue_wait_p95_milliseconds", "", u64::try_from(wait).unwrap_or(u64::MAX));
+        text.family("shed", "gauge", "Requests refused by the queue in the last period.");
+        text.sample("shed", "", saturation.shed);
         text.family("spooled_bytes", "gauge", "Bytes of bodies held by all spools, by place.");
         let budget = self.server.budget();
         for (place, bytes) in [("memory", budget.memory_used()), ("disk", budget.disk_used())] {
@@ -424,6 +434,7 @@ impl Facts {
     fn status(&self) -> String {
         let counts = self.server.counts();
         let drain = self.server.drain_totals();
+        let saturation = self.server.saturation();
         let upstreams = self.server.upstreams().into_iter();
         let upstreams: Vec<_> = upstreams
             .map(|(address, in_flight, slots)| {
@@ -440,6 +451,8 @@ impl Facts {
             "queued": counts.queued,
             "in_flight": counts.in_flight,
             "delivering": counts.delivering,
+            "queue_wait_p95": saturation.queue_wait_p95.as_secs_f64(),
+            "shed": saturation.shed,
             "drain": {
                 "finished": drain.finished,
                 "delivered_after_app_end": drain.delivered_after_app_end,

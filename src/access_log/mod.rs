@@ -176,5 +176,12 @@ impl Skip {
     }
 }
 
+/// `time=` as l2met lines begin with it, for lines that are no record.
+pub(crate) fn write_time(time: SystemTime, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"time=");
+    out.extend_from_slice(clock::Clock::new().date_time(time));
+    out.extend_from_slice(b"Z ");
+}
+
 #[cfg(test)]
 mod tests;

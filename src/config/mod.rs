@@ -202,6 +202,8 @@ pub enum Concurrency {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueOrder {
+    /// The one that has waited longest; in overload the newest.
+    Adaptive,
     /// The one that has waited longest.
     Fifo,
 }
@@ -271,6 +273,8 @@ pub struct Config {
     pub queue: usize,
     pub queue_timeout: Duration,
     pub queue_order: QueueOrder,
+    /// Of the queue, the part that one client may hold while others wait.
+    pub queue_share: Option<f64>,
     pub app_timeout: Duration,
     pub app_idle_timeout: Duration,
     /// Zero: no second try.
@@ -313,6 +317,8 @@ pub struct Config {
     /// The text formats begin with `time=`.
     pub log_time: bool,
     pub log_query: LogQuery,
+    /// How often a line says whether the app keeps up.
+    pub saturation_log: Option<Duration>,
     pub log_level: tracing::Level,
     pub retry: Retry,
     /// Content of the file of `error-page`, read at start.
@@ -428,6 +434,7 @@ impl Config {
             queue: 0,
             queue_timeout: Duration::ZERO,
             queue_order: QueueOrder::Fifo,
+            queue_share: None,
             app_timeout: Duration::ZERO,
             app_idle_timeout: Duration::ZERO,
             connect_retry: Duration::ZERO,
@@ -462,6 +469,7 @@ impl Config {
             log_name: String::new(),
             log_time: false,
             log_query: LogQuery::Off,
+            saturation_log: None,
             log_level: tracing::Level::INFO,
             retry: Retry::Off,
             error_page: None,

@@ -14,8 +14,8 @@ use super::app_server;
 use super::platform::{self, Platform};
 use super::resolve::{Given, Here, Source};
 use super::value::{
-    Bad, count, duration, field_name, host, listen, or_off, or_zero, show_duration, show_size,
-    signal, size, upstream, url_path, word,
+    Bad, count, duration, field_name, host, listen, or_off, or_zero, share, show_duration,
+    show_size, signal, size, upstream, url_path, word,
 };
 use super::{
     Concurrency, Config, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry,
@@ -212,11 +212,35 @@ const TABLE: &[Opt] = &[
         name: "queue-order",
         value: "ORDER",
         group: QUEUE,
-        default: "fifo",
+        default: "adaptive",
         example: "fifo",
-        short: "Who is next: fifo",
-        long: "fifo: the one that has waited longest.",
-        set: |c, v, _| put(&mut c.queue_order, v, word(&[("fifo", QueueOrder::Fifo)])),
+        short: "Who is next: adaptive or fifo",
+        long: "fifo: the one that has waited longest. adaptive: the same, but the newest first once \
+               all have waited for more than 100 ms (or as long as a request usually takes) for ten \
+               times as long, and the wait does not fall; until the queue is empty. Then most clients \
+               are answered at once; in order, each worker would work for a client that is about to \
+               leave. Also decides who is refused when the queue is full: the newcomer, or with the \
+               newest first the oldest.",
+        set: |c, v, _| {
+            put(
+                &mut c.queue_order,
+                v,
+                word(&[("adaptive", QueueOrder::Adaptive), ("fifo", QueueOrder::Fifo)]),
+            )
+        },
+        ..PLAIN
+    },
+    Opt {
+        name: "queue-share",
+        value: "SHARE",
+        group: QUEUE,
+        default: "0.25",
+        example: "0.5",
+        short: "Of the queue, the most that one client may hold while others wait",
+        long: "Then 503. By the client's address as trust resolves it, a network of IPv6 being one; \
+               not of peers on this machine or in private networks that trust does not cover: all \
+               clients may be behind them. off: no limit.",
+        set: |c, v, _| put(&mut c.queue_share, v, or_off(share)),
         ..PLAIN
     },
     Opt {
@@ -737,6 +761,19 @@ const TABLE: &[Opt] = &[
                 word(&[("on", LogQuery::On), ("off", LogQuery::Off), ("redact", LogQuery::Redact)]),
             )
         },
+        ..PLAIN
+    },
+    Opt {
+        name: "saturation-log",
+        value: "TIME",
+        group: LOGS,
+        default: "20s",
+        example: "1m",
+        short: "How often a line says whether the app keeps up",
+        long: "Requests at the app, in the queue, their waits and what was refused, as l2met reads it; \
+               in the access log if its format is l2met, else in the diagnostics. None without \
+               traffic. off: never.",
+        set: |c, v, _| put(&mut c.saturation_log, v, or_off(duration)),
         ..PLAIN
     },
     Opt {

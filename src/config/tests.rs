@@ -111,8 +111,7 @@ fn every_option_works_as_flag_variable_and_key() {
         let by_flag = show(run_with(&flag_args, &[], &files));
         assert_eq!(by_flag, show(run_with(base, &env, &files)), "{}", opt.name);
         assert_eq!(by_flag, show(run_with(base, &[], &with_key)), "{}", opt.name);
-        // One value is all that this one has yet.
-        assert!(by_flag != without || opt.name == "queue-order", "{} sets nothing", opt.name);
+        assert!(by_flag != without, "{} sets nothing", opt.name);
 
         if opt.name != "concurrency" {
             let source = |given: (String, String)| {
@@ -511,7 +510,7 @@ fn what_does_nothing_is_warned_of() {
 
 #[test]
 fn options_of_later_features_are_unknown() {
-    for name in ["max-requests-per-client", "saturation-log", "send-min-rate", "queue-share"] {
+    for name in ["max-requests-per-client", "send-min-rate"] {
         let found = problems(&[&format!("--{name}"), "1"], &[], &[]);
         assert!(found[0].starts_with(&format!("--{name} is not an option")), "{found:?}");
     }
@@ -721,7 +720,7 @@ fn the_table_is_sound() {
         assert!(!opt.group.is_empty() && !opt.value.is_empty() && !opt.example.is_empty());
         assert!(!opt.short.ends_with('.') && opt.short.len() <= 80, "{}", opt.name);
         assert!(opt.long.ends_with('.'), "{}", opt.name);
-        assert!(opt.default != opt.example || ["queue-order", "open-port"].contains(&opt.name));
+        assert!(opt.default != opt.example || opt.name == "open-port");
     }
     // Options of a group stand together.
     let mut groups: Vec<&str> = table().iter().map(|opt| opt.group).collect();

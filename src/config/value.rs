@@ -98,6 +98,14 @@ pub(super) fn count(text: &str) -> Result<usize, Bad> {
     }
 }
 
+/// A part of a whole: more than 0, at most 1.
+pub(super) fn share(text: &str) -> Result<f64, Bad> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err(Bad::new("is not a share").write("a number up to 1, as 0.25")),
+    }
+}
+
 /// `off`, or what `parse` reads.
 pub(super) fn or_off<T>(
     parse: impl Fn(&str) -> Result<T, Bad>,

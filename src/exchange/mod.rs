@@ -14,6 +14,7 @@ mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,9 +29,10 @@ use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
 use crate::spool::{Spool, SpoolLimits};
+use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
-use crate::upstream::{self, Connected, Slot};
+use crate::upstream::{self, Connected, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
 
@@ -59,6 +61,8 @@ pub(crate) struct Exchange {
     out: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
+    /// Whose share of the queue this request counts for. None: it is not known who that is.
+    queue_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
 }
@@ -181,6 +185,7 @@ impl Exchange {
             out: Vec::new(),
             marks: Marks::new(),
             gauge: None,
+            queue_key: None,
             open: false,
         }
     }
@@ -212,9 +217,10 @@ impl Exchange {
     /// request was answered here.
     async fn admit(&mut self, c: &Client<'_>) -> Result<Option<Next>, Reason> {
         let config = c.config();
-        let resolved = crate::trust::resolve(config, c.peer, &self.record.head);
+        let resolved = trust::resolve(config, c.peer, &self.record.head);
         self.record.client = resolved.client;
         self.record.scheme = resolved.scheme;
+        self.queue_key = queue_key(c.peer, &resolved);
         self.forwarded.write(
             &self.record.head,
             &forward::Forward {
@@ -244,35 +250,43 @@ impl Exchange {
         Ok(None)
     }
 
-    /// The slot for another try: at another upstream if there is one, else the same, so that the
-    /// request keeps its place.
+    /// The slot for another try: at another upstream if there is one, else the same.
     async fn slot_again(&mut self, c: &Client<'_>, failed: Slot) -> Result<Slot, Reason> {
         if self.lp.shared.upstreams.only_one() {
             return Ok(failed);
         }
-        let avoid = failed.index();
-        drop(failed);
-        self.wait_for_slot(c, Some(avoid)).await
+        self.wait_for_slot(c, Some(failed)).await
     }
 
     /// A slot, or the reason why there is none in time. A client that leaves is taken out of the
-    /// line unserved.
-    async fn wait_for_slot(&mut self, c: &Client<'_>, avoid: Option<u16>) -> Result<Slot, Reason> {
+    /// line unserved; a request that `failed` keeps its place.
+    async fn wait_for_slot(
+        &mut self,
+        c: &Client<'_>,
+        failed: Option<Slot>,
+    ) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let deadline = self.app_deadline(c);
-        let queue_end = Instant::now() + c.config().queue_timeout;
-        c.timer.set_at(deadline.min(queue_end));
+        let entered = Instant::now();
+        let safe = matches!(self.record.head.method(), b"GET" | b"HEAD");
+        let mut failed = Some(failed);
         let mut place = None;
         let slot = poll_fn(|cx| {
-            let place = match &mut place {
-                Some(place) => place,
-                none => match shared.upstreams.enter(avoid, cx) {
-                    Ok(entered) => none.insert(entered),
-                    Err(upstream::QueueFull) => return Poll::Ready(Err(Reason::QueueFull)),
-                },
-            };
-            if let Poll::Ready(slot) = place.poll(cx) {
-                return Poll::Ready(Ok(slot));
+            if let Some(failed) = failed.take() {
+                match shared.upstreams.enter(self.queue_key, safe, failed, cx) {
+                    Ok(entered) => place = Some(entered),
+                    Err(refusal) => return Poll::Ready(Err(refused(refusal))),
+                }
+            }
+            let Some(place) = &mut place else { return Poll::Pending };
+            match place.poll(cx) {
+                // Who has not waited is never refused for the time that is left: the rule would
+                // keep itself up.
+                Poll::Ready(Ok(slot)) if place.is_line() && self.is_too_late(c) => {
+                    drop(slot);
+                    return Poll::Ready(Err(Reason::Deadline));
+                }
+                Poll::Ready(slot) => return Poll::Ready(slot.map_err(refused)),
+                Poll::Pending => {}
             }
             if self.gauge.as_ref().is_none_or(|g| !g.is_queued()) {
                 self.gauge = Some(Gauge::queued(&self.lp));
@@ -280,11 +294,11 @@ impl Exchange {
             if shared.app_is_gone() {
                 return Poll::Ready(Err(shared.gone_reason()));
             }
-            if c.timer.expired() {
-                let late = Instant::now() >= deadline;
-                let reason = if late { Reason::Deadline } else { Reason::QueueTimeout };
+            let (end, reason) = self.end_of_wait(c, entered);
+            if Instant::now() >= end {
                 return Poll::Ready(Err(reason));
             }
+            c.timer.set_at(end);
             self.poll_client_left(c, cx).map(Err)
         })
         .await?;
@@ -294,22 +308,51 @@ impl Exchange {
         Ok(slot)
     }
 
+    /// When a place in the line that was taken at `entered` is given up, and why.
+    fn end_of_wait(&self, c: &Client<'_>, entered: Instant) -> (Instant, Reason) {
+        let config = c.config();
+        let queue_end = (entered + config.queue_timeout, Reason::QueueTimeout);
+        let mut end = earlier(queue_end, (self.last_start(c), Reason::Deadline));
+        if let Some(since) = self.lp.shared.upstreams.down_since() {
+            let until = since.max(entered) + config.connect_retry;
+            end = earlier(end, (until, self.lp.shared.unavailable_reason()));
+        }
+        end
+    }
+
+    /// The last moment at which the app can begin with a request that has waited and be done in time.
+    fn last_start(&self, c: &Client<'_>) -> Instant {
+        let usual = self.lp.shared.upstreams.median_service();
+        self.app_deadline(c) - usual.min(c.config().app_timeout / 4)
+    }
+
+    fn is_too_late(&self, c: &Client<'_>) -> bool {
+        Instant::now() >= self.last_start(c)
+    }
+
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
     /// be tried again.
     async fn attempt(
         &mut self,
         c: &Client<'_>,
-        slot: Slot,
+        mut slot: Slot,
     ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        self.record.upstream_addr = Some(slot.index());
-        let connected = match c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit))
-        {
-            Some(stream) => Connected::Registered(stream),
-            None => self.connect(c, &slot, deadline).await?,
+        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let connected = loop {
+            self.record.upstream_addr = Some(slot.index());
+            let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
+            if let Some(stream) = kept {
+                break Connected::Registered(stream);
+            }
+            match self.connect(c, &slot, deadline, until).await? {
+                Tried::Connected(connected) => break connected,
+                Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
+            }
         };
-        self.marks.connected = Some(Instant::now());
+        let connected_at = Instant::now();
+        self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
         let keep = c.config().upstream_keepalive.is_some();
@@ -340,6 +383,7 @@ impl Exchange {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
+                    slot.answered(connected_at.elapsed());
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -360,9 +404,9 @@ impl Exchange {
         c: &Client<'_>,
         slot: &Slot,
         deadline: Instant,
-    ) -> Result<Connected, Reason> {
+        until: Instant,
+    ) -> Result<Tried, Reason> {
         let shared = self.lp.shared.clone();
-        let until = deadline.min(Instant::now() + c.config().connect_retry);
         let mut connecting =
             std::pin::pin!(upstream::connect(slot, until, |error| shared.app_has_gone(error)));
         c.timer.set_at(deadline);
@@ -381,10 +425,7 @@ impl Exchange {
                 return shared.gone_reason();
             }
             shared.say_unreachable(slot.addr(), c.config().connect_retry, &error);
-            match shared.app_has_answered() {
-                true => Reason::AppUnavailable,
-                false => Reason::AppStarting,
-            }
+            shared.unavailable_reason()
         })
     }
 
@@ -548,6 +589,30 @@ impl Drop for Exchange {
             self.write_record();
         }
     }
+}
+
+/// Whose share of the queue a request counts for: a client that trust names, else the peer, unless
+/// that is one behind which all clients may be: of this machine or of a private network.
+fn queue_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
+    let client = resolved.client?;
+    let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);
+    let known = match resolved.trusted {
+        true => !is_peer,
+        false => !trust::is_private(client),
+    };
+    known.then(|| upstream::client_key(client))
+}
+
+fn refused(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::Full => Reason::QueueFull,
+        Refusal::Shed => Reason::Shed,
+        Refusal::Share => Reason::ClientLimit,
+    }
+}
+
+fn earlier(one: (Instant, Reason), other: (Instant, Reason)) -> (Instant, Reason) {
+    if one.0 <= other.0 { one } else { other }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

@@ -6,6 +6,7 @@
 //! connections (closing an SO_REUSEPORT listener would reset what is queued on it).
 
 pub(crate) mod connection;
+mod saturation;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -30,6 +31,7 @@ use crate::net::{Acceptor, Listener};
 use crate::spool::Budget;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
+pub use saturation::Saturation;
 
 /// Connections beyond `max-connections` that are still taken to be told so.
 const REFUSED_AT_ONCE: usize = 64;
@@ -98,6 +100,8 @@ pub(crate) struct Shared {
     reachable: AtomicBool,
     gone: AtomicBool,
     gauges: [AtomicUsize; 4],
+    /// Of the last period.
+    saturation: Mutex<Saturation>,
     connections: AtomicUsize,
     next_connection: AtomicU64,
     finished: AtomicU64,
@@ -188,6 +192,14 @@ impl Shared {
         match self.wrapped && !self.app_has_answered() {
             true => Reason::AppStarting,
             false => Reason::AppTimeout,
+        }
+    }
+
+    /// Why the app cannot be connected to.
+    pub(crate) fn unavailable_reason(&self) -> Reason {
+        match self.app_has_answered() {
+            true => Reason::AppUnavailable,
+            false => Reason::AppStarting,
         }
     }
 
@@ -448,6 +460,7 @@ impl Server {
             let phase = self.inner.control.subscribe();
             tokio::task::spawn_local(accept(acceptor, lp.clone(), self.inner.clone(), phase));
         }
+        tokio::task::spawn_local(saturation::run(lp));
         self.go(Phase::Open);
         Ok(())
     }
@@ -572,6 +585,11 @@ impl Server {
         self.shared.upstreams.status()
     }
 
+    /// The queue over the last period of `saturation-log`.
+    pub fn saturation(&self) -> Saturation {
+        self.shared.saturation()
+    }
+
     pub fn budget(&self) -> &Budget {
         &self.shared.budget
     }
@@ -588,6 +606,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         reachable: AtomicBool::new(true),
         gone: AtomicBool::new(false),
         gauges: Default::default(),
+        saturation: Mutex::default(),
         connections: AtomicUsize::new(0),
         next_connection: AtomicU64::new(1),
         finished: AtomicU64::new(0),

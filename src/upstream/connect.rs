@@ -1,14 +1,17 @@
 //! Connecting to the app. A socket that is not there yet, nobody's, or full is waited for inside
 //! `connect-retry` with growing pauses: what no worker has seen may always be sent again.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::Slot;
+use super::queue::{Index, Unreachable};
 use crate::config::UpstreamAddr;
 use crate::net::{self, Stream};
 
@@ -16,6 +19,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that one TCP connect may take; the app is local or one hop away.
 const TCP_CONNECT: Duration = Duration::from_secs(5);
+/// What a resolver has said is used this long.
+const NAME_HOLDS: Duration = Duration::from_secs(30);
 
 /// A connection to write one request on.
 pub(crate) enum Connected {
@@ -25,20 +30,37 @@ pub(crate) enum Connected {
     Registered(Stream),
 }
 
-/// Connects, trying again until `until`. `gone`
-/// says that after this error the app will not come back.
+/// What came of connecting.
+pub(crate) enum Tried {
+    Connected(Connected),
+    /// Another upstream is up, or another request tries here already: ask for another slot.
+    Move,
+}
+
+/// Connects; where no upstream is up and this is the request that tries, again and again until
+/// `until`. `gone` says that after this error the app will not come back.
 pub(crate) async fn connect(
     slot: &Slot,
     until: Instant,
     gone: impl Fn(&io::Error) -> bool,
-) -> io::Result<Connected> {
+) -> io::Result<Tried> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let error = match once(slot.addr()).await {
-            Ok(connected) => return Ok(connected),
+        let begun = Instant::now();
+        let error = match once(slot).await {
+            Ok(connected) => {
+                slot.reachable();
+                return Ok(Tried::Connected(connected));
+            }
             Err(e) => e,
         };
-        if gone(&error) || !worth_waiting(&error) || Instant::now() + pause > until {
+        if gone(&error) {
+            return Err(error);
+        }
+        if slot.unreachable(begun.elapsed()) == Unreachable::Move {
+            return Ok(Tried::Move);
+        }
+        if !worth_waiting(&error) || Instant::now() + pause > until {
             return Err(error);
         }
         tokio::time::sleep(pause).await;
@@ -53,31 +75,78 @@ fn worth_waiting(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | WouldBlock | TimedOut)
 }
 
-async fn once(addr: &UpstreamAddr) -> io::Result<Connected> {
-    match addr {
+async fn once(slot: &Slot) -> io::Result<Connected> {
+    match slot.addr() {
         UpstreamAddr::Unix(path) => net::connect_unix(path).map(Connected::Fresh),
         UpstreamAddr::Tcp(host, port) => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for addr in addresses(host, *port).await? {
+            for addr in addresses(slot, host, *port).await? {
                 match tokio::time::timeout(TCP_CONNECT, tcp(addr)).await {
                     Ok(Ok(stream)) => return Ok(Connected::Registered(stream)),
                     Ok(Err(e)) => last = e,
                     Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
+            slot.names().forget(slot.index());
             Err(last)
         }
     }
 }
 
-/// All addresses of a name. getaddrinfo runs on the blocking pool; an address is taken as it is, and
-/// so is `localhost` (RFC 6761 section 6.3): an empty image has no /etc/hosts that knows it.
-async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// All addresses of a name. An address is taken as it is, and so is `localhost` (RFC 6761 section
+/// 6.3): an empty image has no /etc/hosts that knows it.
+async fn addresses(slot: &Slot, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.eq_ignore_ascii_case("localhost") {
         // IPv4 last: without IPv6 its error is the one that tells of the app.
         return Ok(vec![(Ipv6Addr::LOCALHOST, port).into(), (Ipv4Addr::LOCALHOST, port).into()]);
     }
-    Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![(ip, port).into()]);
+    }
+    let known = slot.names().get(slot.index());
+    match known {
+        Some(Known { addresses, since }) if since.elapsed() < NAME_HOLDS => Ok(addresses),
+        known => {
+            // getaddrinfo runs on the blocking pool.
+            let asked = tokio::net::lookup_host((host, port)).await;
+            match (asked.map(Vec::from_iter), known) {
+                (Ok(addresses), _) => {
+                    slot.names().put(slot.index(), &addresses);
+                    Ok(addresses)
+                }
+                // A resolver that fails takes nothing away that may still be right.
+                (Err(_), Some(known)) => Ok(known.addresses),
+                // Where the app is a container, its name comes with it.
+                (Err(e), None) => Err(io::Error::new(io::ErrorKind::NotFound, e)),
+            }
+        }
+    }
+}
+
+/// What names stand for, by upstream: asked for again when it is old, or of no use.
+#[derive(Debug, Default)]
+pub(super) struct Names(Mutex<HashMap<Index, Known>>);
+
+#[derive(Clone, Debug)]
+struct Known {
+    addresses: Vec<SocketAddr>,
+    since: Instant,
+}
+
+impl Names {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Index, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn get(&self, upstream: Index) -> Option<Known> {
+        self.lock().get(&upstream).cloned()
+    }
+    fn put(&self, upstream: Index, addresses: &[SocketAddr]) {
+        let known = Known { addresses: addresses.to_vec(), since: Instant::now() };
+        self.lock().insert(upstream, known);
+    }
+    fn forget(&self, upstream: Index) {
+        self.lock().remove(&upstream);
+    }
 }
 
 async fn tcp(addr: SocketAddr) -> io::Result<Stream> {
@@ -88,5 +157,22 @@ async fn tcp(addr: SocketAddr) -> io::Result<Stream> {
     match stream.socket().peer_addr() {
         Ok(_) => Ok(stream),
         Err(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_known_until_it_is_of_no_use() {
+        let names = Names::default();
+        let address = SocketAddr::from(([192, 0, 2, 1], 80));
+        assert!(names.get(0).is_none());
+        names.put(0, &[address]);
+        assert_eq!(names.get(0).map(|known| known.addresses), Some(vec![address]));
+        assert!(names.get(1).is_none());
+        names.forget(0);
+        assert!(names.get(0).is_none());
     }
 }

@@ -5,18 +5,23 @@ pub(crate) mod attempt;
 pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
+mod histogram;
 mod queue;
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
-use queue::{Entered, Index, Queue, Ticket};
+use histogram::Histogram;
+use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
-pub(crate) use connect::{Connected, connect};
+pub(crate) use connect::{Connected, Tried, connect};
+pub(crate) use queue::{Refusal, client_key};
 
 /// All upstreams, their slots and the line. Shared by the event loops; the lock is held for
 /// nanoseconds and never across an await (invariant 9).
@@ -25,6 +30,7 @@ pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
     kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
+    names: connect::Names,
 }
 
 #[derive(Debug)]
@@ -40,37 +46,37 @@ impl Upstreams {
     pub(crate) fn new(config: &Config) -> Arc<Upstreams> {
         let upstreams = Upstreams {
             state: Mutex::new(State {
-                queue: Queue::new(Vec::new(), 0),
+                queue: Queue::new(rules(config), Instant::now()),
                 addrs: Vec::new(),
                 unbounded: false,
             }),
             kept: Mutex::default(),
+            names: connect::Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
     }
 
-    /// Takes addresses, slots and the queue's length from a configuration. What is under way ends
+    /// Takes addresses, slots and the queue's rules from a configuration. What is under way ends
     /// where it is.
     pub(crate) fn reconfigure(&self, config: &Config) {
         let (each, unbounded) = match config.concurrency {
             Concurrency::Slots(n) => (n, false),
             Concurrency::Off => (config.max_connections, true),
         };
-        let mut state = self.lock();
-        for addr in &config.upstream {
-            if !state.addrs.iter().any(|known| **known == *addr) {
-                state.addrs.push(Arc::new(addr.clone()));
+        self.change(|state| {
+            for addr in &config.upstream {
+                if !state.addrs.iter().any(|known| **known == *addr) {
+                    state.addrs.push(Arc::new(addr.clone()));
+                }
             }
-        }
-        let slots = |addr: &Arc<UpstreamAddr>| {
-            if config.upstream.contains(addr) { each } else { 0 }
-        };
-        let slots = state.addrs.iter().map(slots).collect();
-        state.unbounded = unbounded;
-        let wakers = state.queue.configure(slots, config.queue);
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+            let slots = |addr: &Arc<UpstreamAddr>| {
+                if config.upstream.contains(addr) { each } else { 0 }
+            };
+            let slots: Vec<usize> = state.addrs.iter().map(slots).collect();
+            state.unbounded = unbounded;
+            state.queue.configure(&slots, rules(config), Instant::now());
+        });
     }
 
     pub(crate) fn only_one(&self) -> bool {
@@ -82,31 +88,64 @@ impl Upstreams {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(self: &Arc<Self>, state: &State, index: Index) -> Slot {
-        let addr = state.addrs[usize::from(index)].clone();
-        Slot { upstreams: self.clone(), index, addr }
+    /// Changes the queue, and wakes whom it names once the lock is free.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let to_wake = state.queue.take_to_wake();
+        drop(state);
+        to_wake.into_iter().for_each(Waker::wake);
+        result
     }
 
-    /// Asks for a slot. The place in the line, or the slot, is given up when the value is dropped.
+    fn slot(self: &Arc<Self>, state: &State, index: Index, ticket: Ticket) -> Slot {
+        let addr = state.addrs[usize::from(index)].clone();
+        let trial = state.queue.is_down(index);
+        let upstreams = self.clone();
+        Slot { upstreams, index, ticket, addr, trial: Cell::new(trial), answered: Cell::new(None) }
+    }
+
+    /// Asks for a slot for a request of this client, if it is known, that is a GET or HEAD (`safe`)
+    /// or not. `failed`: the slot that it had and that nothing came of; the request keeps its place.
+    /// The place in the line, or the slot, is given up when the value is dropped.
     pub(crate) fn enter(
         self: &Arc<Self>,
-        avoid: Option<Index>,
+        client: Option<IpAddr>,
+        safe: bool,
+        failed: Option<Slot>,
         cx: &Context<'_>,
-    ) -> Result<Place, QueueFull> {
-        let mut state = self.lock();
-        match state.queue.enter(avoid, || cx.waker().clone()) {
-            Entered::Slot(index) => Ok(Place::Slot(Some(self.slot(&state, index)))),
+    ) -> Result<Place, Refusal> {
+        let again = failed.as_ref().map(|slot| (slot.ticket, slot.index));
+        drop(failed);
+        let ask = Ask { client, safe, again };
+        self.change(|state| match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
+            Entered::Slot(index, ticket) => Ok(Place::Slot(Some(self.slot(state, index, ticket)))),
             Entered::Waiting(ticket) => {
                 Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
             }
-            Entered::Full => Err(QueueFull),
-        }
+            Entered::Refused(refusal) => Err(refusal),
+        })
     }
 
     /// Wakes everyone in the line: the app will not come back, or it is time to end.
     pub(crate) fn wake_line(&self) {
-        let wakers: Vec<Waker> = self.lock().queue.waiters().cloned().collect();
+        let wakers: Vec<Waker> = self.lock().queue.wakers().cloned().collect();
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Since when no upstream can be connected to.
+    pub(crate) fn down_since(&self) -> Option<Instant> {
+        self.lock().queue.down_since()
+    }
+
+    /// Median of the last minute's times from a connection to the first byte of the response.
+    pub(crate) fn median_service(&self) -> Duration {
+        self.lock().queue.median_service()
+    }
+
+    /// The waits for a slot since this was last asked.
+    pub(crate) fn take_waits(&self) -> Histogram {
+        self.lock().queue.take_waits()
     }
 
     /// Address, requests in flight and slots of each upstream, for `/status`.
@@ -132,9 +171,14 @@ impl Upstreams {
     }
 }
 
-/// The line has its full length.
-#[derive(Debug)]
-pub(crate) struct QueueFull;
+fn rules(config: &Config) -> Rules {
+    let of_client = |share: f64| ((config.queue as f64 * share) as usize).max(1);
+    Rules {
+        max_waiting: config.queue,
+        order: config.queue_order,
+        max_of_client: config.queue_share.map(of_client),
+    }
+}
 
 /// A slot, or a place in the line for one.
 #[derive(Debug)]
@@ -144,11 +188,17 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Slot> {
+    /// Err: somebody else was given the place.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Slot, Refusal>> {
         match self {
-            Place::Slot(slot) => slot.take().map_or(Poll::Pending, Poll::Ready),
+            Place::Slot(slot) => slot.take().map_or(Poll::Pending, |slot| Poll::Ready(Ok(slot))),
             Place::Line(waiting) => waiting.poll(cx),
         }
+    }
+
+    /// There was no slot at once.
+    pub(crate) fn is_line(&self) -> bool {
+        matches!(self, Place::Line(_))
     }
 }
 
@@ -160,25 +210,27 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Slot> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Slot, Refusal>> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
         let mut state = self.upstreams.lock();
-        if let Some(index) = state.queue.pick_up(ticket) {
-            self.ticket = None;
-            return Poll::Ready(self.upstreams.slot(&state, index));
-        }
-        if let Some(waker) = state.queue.waiter_mut(ticket) {
-            waker.clone_from(cx.waker());
-        }
-        Poll::Pending
+        let Some(turn) = state.queue.turn(ticket) else {
+            if let Some(waker) = state.queue.waker_mut(ticket) {
+                waker.clone_from(cx.waker());
+            }
+            return Poll::Pending;
+        };
+        self.ticket = None;
+        Poll::Ready(match turn {
+            Turn::Slot(index) => Ok(self.upstreams.slot(&state, index, ticket)),
+            Turn::Refused(refusal) => Err(refusal),
+        })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let next = self.upstreams.lock().queue.leave(ticket);
-            next.into_iter().for_each(Waker::wake);
+            self.upstreams.change(|state| state.queue.leave(ticket, Instant::now()));
         }
     }
 }
@@ -189,7 +241,12 @@ impl Drop for Waiting {
 pub(crate) struct Slot {
     upstreams: Arc<Upstreams>,
     index: Index,
+    ticket: Ticket,
     addr: Arc<UpstreamAddr>,
+    /// The upstream was down when this was given: the request finds out whether it still is.
+    trial: Cell<bool>,
+    /// How long the app took to answer, if it did.
+    answered: Cell<Option<Duration>>,
 }
 
 impl Slot {
@@ -199,6 +256,36 @@ impl Slot {
 
     pub(crate) fn addr(&self) -> &UpstreamAddr {
         &self.addr
+    }
+
+    fn names(&self) -> &connect::Names {
+        &self.upstreams.names
+    }
+
+    /// The app has answered, this long after it was connected to.
+    pub(crate) fn answered(&self, took: Duration) {
+        self.answered.set(Some(took));
+    }
+
+    /// Connecting has failed, which took this long to know.
+    fn unreachable(&self, took: Duration) -> Unreachable {
+        self.trial.set(true);
+        let (was_down, todo) = self.upstreams.change(|state| {
+            let was_down = state.queue.down_since().is_some();
+            (was_down, state.queue.unreachable(self.index, self.ticket, took, Instant::now()))
+        });
+        if !was_down {
+            // Those who wait now do so at most for connect-retry.
+            self.upstreams.wake_line();
+        }
+        todo
+    }
+
+    /// Connecting has succeeded.
+    fn reachable(&self) {
+        if self.trial.take() {
+            self.upstreams.change(|state| state.queue.reachable(self.index, Instant::now()));
+        }
     }
 
     /// A connection that was kept in a slot of this upstream and is neither closed nor stale.
@@ -220,9 +307,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let next = self.upstreams.lock().queue.release(self.index);
-        if let Some(waker) = next {
-            waker.wake();
-        }
+        let answered = self.answered.get();
+        self.upstreams.change(|state| {
+            state.queue.release(self.index, self.ticket, answered, Instant::now());
+        });
     }
 }

@@ -1,279 +1,548 @@
 //! Slots and the line in front of them. Pure: no socket, no clock, no waker; `upstream` wraps it in
-//! a lock and wakes whom it names.
+//! a lock, passes the time in and wakes whom it names.
 //!
-//! A slot is the right to have one request at the app. It is handed from the request that ends
-//! directly to the one that has waited longest; a request that leaves the line leaves no trace.
+//! A slot is the right to have one request at the app. A slot that becomes free goes to the next in
+//! line; a request that leaves the line leaves no trace. Who is next: the one that has waited longest
+//! while the line drains, the newest once it stands (`judge`). Serving in order then would give each
+//! worker to clients that are about to leave, and nobody an answer in time.
+//!
+//! An upstream that refuses connections is down: it gets one request at a time, which tries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::histogram::Histogram;
+use crate::config::QueueOrder;
 
 /// Index of an upstream.
 pub(crate) type Index = u16;
 
-/// A place in the line.
+/// A request's place in the order of coming. It keeps it when it has to ask for another slot.
 pub(crate) type Ticket = u64;
+
+/// Waits below this are no standing line, or as long as a request usually takes, if that is more:
+/// so long somebody waits below capacity, too.
+const TARGET: Duration = Duration::from_millis(100);
+const MAX_TARGET: Duration = Duration::from_secs(1);
+/// Targets for which all waits must have been above it.
+const INTERVAL: u32 = 10;
+/// Times that interval after nothing could be dispatched: the line that came of it drains.
+const AFTER_STALL: u32 = 3;
+
+/// First pause of an upstream that is down while others are up; it doubles if failing takes time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// A connect that fails faster than this costs its request nothing.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// How often the median service time is worked out, and what it is made of.
+const MEDIAN_EVERY: Duration = Duration::from_secs(1);
+const HALF: Duration = Duration::from_secs(30);
+
+/// What does not depend on the upstreams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Requests that may wait.
+    pub(crate) max_waiting: usize,
+    pub(crate) order: QueueOrder,
+    /// Of them one client's, while others wait; None: all.
+    pub(crate) max_of_client: Option<usize>,
+}
+
+/// Who asks for a slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ask {
+    /// None: it is not known who it is.
+    pub(crate) client: Option<IpAddr>,
+    /// May be the one that finds out whether an upstream is up again: GET or HEAD.
+    pub(crate) safe: bool,
+    /// It has had a slot already, by this ticket, and nothing came of it at this upstream, which is
+    /// taken only when no other has a free slot.
+    pub(crate) again: Option<(Ticket, Index)>,
+}
 
 /// What `enter` found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entered {
     /// A slot at this upstream is yours.
-    Slot(Index),
+    Slot(Index, Ticket),
     Waiting(Ticket),
+    Refused(Refusal),
+}
+
+/// Why there is no slot, nor a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
     /// The line has its full length.
     Full,
+    /// A newer request has taken the place.
+    Shed,
+    /// This client has its share of the line.
+    Share,
+}
+
+/// What became of a place in the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Slot(Index),
+    Refused(Refusal),
+}
+
+/// What the holder of a slot does whose connect has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreachable {
+    /// Nothing else is up: it is the one that tries again.
+    TryAgain,
+    /// Gives its slot back and asks again.
+    Move,
 }
 
 /// The slots of all upstreams and one line in front of them. `W` is what a waiter is woken by.
 #[derive(Debug)]
 pub(crate) struct Queue<W> {
-    /// Slots of each upstream; 0: nothing goes there any more.
-    slots: Vec<usize>,
-    /// Requests at each upstream.
-    in_flight: Vec<usize>,
-    max_waiting: usize,
+    /// One that was taken out stays, without slots: what is at it ends there.
+    upstreams: Vec<Upstream>,
+    rules: Rules,
     next: Ticket,
     /// Who waits, longest first.
-    line: BTreeMap<Ticket, W>,
-    /// Slots that were handed over and not yet picked up.
-    granted: BTreeMap<Ticket, Index>,
+    line: BTreeMap<Ticket, Waiter<W>>,
+    /// Who does not wait any more and has not seen it yet.
+    called: BTreeMap<Ticket, Turn>,
+    /// To be woken by the caller.
+    to_wake: Vec<W>,
+    /// Places in line by client, where clients have a share.
+    of_client: HashMap<IpAddr, usize>,
+    /// Holds more than its share, as long as it waits alone.
+    above_share: Option<IpAddr>,
+    newest_first: bool,
+    /// Since when all waits were above the target, and the first of them.
+    standing: Option<(Instant, Duration)>,
+    /// Nothing could be dispatched, and the line has not been empty since.
+    after_stall: bool,
+    service: Service,
+    /// Waits for a slot since they were last taken.
+    waits: Histogram,
+}
+
+#[derive(Debug)]
+struct Upstream {
+    /// 0: nothing goes there any more.
+    slots: usize,
+    in_flight: usize,
+    health: Health,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Health {
+    Up,
+    Down { since: Instant, pause: Duration, again: Instant, trying: Option<Ticket> },
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    wake: W,
+    since: Instant,
+    client: Option<IpAddr>,
+    safe: bool,
 }
 
 impl<W> Queue<W> {
-    /// `slots`: of each upstream.
-    pub(crate) fn new(slots: Vec<usize>, max_waiting: usize) -> Queue<W> {
+    /// Without upstreams.
+    pub(crate) fn new(rules: Rules, now: Instant) -> Queue<W> {
         Queue {
-            in_flight: vec![0; slots.len()],
-            slots,
-            max_waiting,
+            upstreams: Vec::new(),
+            rules,
             next: 0,
             line: BTreeMap::new(),
-            granted: BTreeMap::new(),
+            called: BTreeMap::new(),
+            to_wake: Vec::new(),
+            of_client: HashMap::new(),
+            above_share: None,
+            newest_first: false,
+            standing: None,
+            after_stall: false,
+            service: Service::new(now),
+            waits: Histogram::default(),
         }
     }
 
-    /// A slot, a place in the line, or neither. `avoid` is an upstream that has just failed: it is
-    /// taken only when no other has a free slot.
-    pub(crate) fn enter(&mut self, avoid: Option<Index>, waiter: impl FnOnce() -> W) -> Entered {
+    /// A slot, a place in the line, or neither.
+    pub(crate) fn enter(&mut self, ask: Ask, now: Instant, wake: impl FnOnce() -> W) -> Entered {
+        let again = ask.again.map(|(ticket, _)| ticket);
+        let ticket = again.unwrap_or(self.next);
+        self.next += u64::from(again.is_none());
         // Nobody overtakes: where a line stands, there is no free slot.
-        if let Some(index) = self.free(avoid) {
-            self.in_flight[usize::from(index)] += 1;
-            return Entered::Slot(index);
+        if self.line.is_empty() {
+            let avoid = ask.again.map(|(_, index)| index);
+            if let Some(index) = self.free(avoid, ask.safe, now) {
+                self.take(index, ticket);
+                self.waits.add(Duration::ZERO);
+                return Entered::Slot(index, ticket);
+            }
+            self.newest_first = false;
+            self.standing = None;
+            self.after_stall = self.down_since().is_some();
         }
-        if self.line.len() >= self.max_waiting {
-            return Entered::Full;
+        if let (None, Some(refusal)) = (again, self.make_room(ask.client)) {
+            return Entered::Refused(refusal);
         }
-        let ticket = self.next;
-        self.next += 1;
-        self.line.insert(ticket, waiter());
+        let client = ask.client.filter(|_| self.rules.max_of_client.is_some());
+        self.line.insert(ticket, Waiter { wake: wake(), since: now, client, safe: ask.safe });
+        self.count(client);
+        // A pause may be over, and nobody was there to see it.
+        self.dispatch(now);
         Entered::Waiting(ticket)
     }
 
-    /// The upstream with the fewest requests that has a free slot; chance breaks a tie.
-    fn free(&self, avoid: Option<Index>) -> Option<Index> {
-        if let [only] = self.in_flight[..] {
-            return (only < self.slots[0]).then_some(0);
-        }
-        let mut best: Option<(bool, usize, u32, Index)> = None;
-        for (i, &busy) in self.in_flight.iter().enumerate() {
-            let index = i as Index;
-            if busy < self.slots[i] {
-                let key = (avoid == Some(index), busy, fastrand::u32(..), index);
-                best = Some(best.map_or(key, |b| b.min(key)));
+    /// Makes room for one more of this client in the line, or says why not.
+    fn make_room(&mut self, client: Option<IpAddr>) -> Option<Refusal> {
+        let waiting = self.line.len();
+        if let (Some(client), Some(most)) = (client, self.rules.max_of_client) {
+            let own = self.of_client.get(&client).copied().unwrap_or_default();
+            if own >= most && own < waiting {
+                return Some(Refusal::Share);
             }
         }
-        best.map(|(_, _, _, index)| index)
-    }
-
-    /// A request has ended at its upstream. The one that has waited longest gets its slot; the
-    /// caller wakes it.
-    #[must_use]
-    pub(crate) fn release(&mut self, index: Index) -> Option<W> {
-        self.in_flight[usize::from(index)] -= 1;
-        self.grant()
-    }
-
-    /// Hands a free slot to the one that has waited longest.
-    fn grant(&mut self) -> Option<W> {
-        if self.line.is_empty() {
+        if let Some(above) = self.above_share.filter(|&above| Some(above) != client) {
+            self.cut_to_share(above);
+        }
+        if self.line.len() < self.rules.max_waiting {
             return None;
         }
-        let index = self.free(None)?;
-        let (ticket, waiter) = self.line.pop_first()?;
-        self.in_flight[usize::from(index)] += 1;
-        self.granted.insert(ticket, index);
+        if !self.newest_first || self.line.is_empty() {
+            return Some(Refusal::Full);
+        }
+        let oldest = self.line.first_key_value().map(|(&ticket, _)| ticket)?;
+        self.call(oldest, Turn::Refused(Refusal::Shed));
+        None
+    }
+
+    fn count(&mut self, client: Option<IpAddr>) {
+        if let (Some(client), Some(most)) = (client, self.rules.max_of_client) {
+            let own = self.of_client.entry(client).or_default();
+            *own += 1;
+            if *own > most {
+                self.above_share = Some(client);
+            }
+        }
+    }
+
+    /// Others come now: this client keeps its share, and what it loses is what would go last.
+    fn cut_to_share(&mut self, client: IpAddr) {
+        self.above_share = None;
+        let most = self.rules.max_of_client.unwrap_or(usize::MAX);
+        let own = self.line.iter().filter(|(_, waiter)| waiter.client == Some(client));
+        let mut own: Vec<Ticket> = own.map(|(&ticket, _)| ticket).collect();
+        if self.newest_first {
+            own.reverse();
+        }
+        for &ticket in own.iter().skip(most) {
+            self.call(ticket, Turn::Refused(Refusal::Share));
+        }
+    }
+
+    /// Takes one out of the line.
+    fn remove(&mut self, ticket: Ticket) -> Option<Waiter<W>> {
+        let waiter = self.line.remove(&ticket)?;
+        if let Some(client) = waiter.client
+            && let Some(own) = self.of_client.get_mut(&client)
+        {
+            *own -= 1;
+            if *own == 0 {
+                self.of_client.remove(&client);
+            }
+        }
         Some(waiter)
     }
 
-    /// Other slots and another length from now on. An upstream keeps its index; what is at it ends
-    /// there. The caller wakes those who have a slot now.
-    #[must_use]
-    pub(crate) fn configure(&mut self, slots: Vec<usize>, max_waiting: usize) -> Vec<W> {
-        self.in_flight.resize(slots.len().max(self.in_flight.len()), 0);
-        self.slots = slots;
-        self.slots.resize(self.in_flight.len(), 0);
-        self.max_waiting = max_waiting;
-        std::iter::from_fn(|| self.grant()).collect()
+    /// Ends a wait.
+    fn call(&mut self, ticket: Ticket, turn: Turn) {
+        if let Some(waiter) = self.remove(ticket) {
+            self.called.insert(ticket, turn);
+            self.to_wake.push(waiter.wake);
+        }
     }
 
-    /// The slot that was handed to this ticket, if its turn has come.
-    pub(crate) fn pick_up(&mut self, ticket: Ticket) -> Option<Index> {
-        self.granted.remove(&ticket)
+    /// The upstream with the fewest requests that has a free slot; chance breaks a tie. One that is
+    /// due for a try comes first for a request that may be it.
+    fn free(&self, avoid: Option<Index>, safe: bool, now: Instant) -> Option<Index> {
+        let down = self.down_since().is_some();
+        let may = |upstream: &Upstream| match upstream.health {
+            _ if upstream.in_flight >= upstream.slots => false,
+            Health::Up => true,
+            Health::Down { trying: Some(_), .. } => false,
+            Health::Down { again, .. } => down || safe && now >= again,
+        };
+        if let [only] = &self.upstreams[..] {
+            return may(only).then_some(0);
+        }
+        let candidates = self.upstreams.iter().zip(0..).filter(|(upstream, _)| may(upstream));
+        candidates
+            .min_by_key(|(upstream, index)| {
+                let up = matches!(upstream.health, Health::Up);
+                (avoid == Some(*index), up, upstream.in_flight, fastrand::u32(..))
+            })
+            .map(|(_, index)| index)
+    }
+
+    fn take(&mut self, index: Index, ticket: Ticket) {
+        let upstream = &mut self.upstreams[usize::from(index)];
+        upstream.in_flight += 1;
+        if let Health::Down { trying, .. } = &mut upstream.health {
+            *trying = Some(ticket);
+        }
+    }
+
+    /// Hands free slots to those who are next.
+    fn dispatch(&mut self, now: Instant) {
+        while let Some((ticket, index)) = self.next_with_slot(now) {
+            let waited = self.line.get(&ticket).map(|waiter| now - waiter.since);
+            let waited = waited.unwrap_or_default();
+            self.waits.add(waited);
+            self.judge(waited, now);
+            self.take(index, ticket);
+            self.call(ticket, Turn::Slot(index));
+        }
+    }
+
+    fn next_with_slot(&self, now: Instant) -> Option<(Ticket, Index)> {
+        if let Some(index) = self.free(None, false, now) {
+            let (&ticket, _) = match self.newest_first {
+                true => self.line.last_key_value()?,
+                false => self.line.first_key_value()?,
+            };
+            return Some((ticket, index));
+        }
+        let index = self.free(None, true, now)?;
+        let mut safe = self.line.iter().filter(|(_, waiter)| waiter.safe);
+        let next = if self.newest_first { safe.next_back() } else { safe.next() };
+        next.map(|(&ticket, _)| (ticket, index))
+    }
+
+    /// CoDel's test of a standing queue (RFC 8289), on the wait of each who goes: for an interval all
+    /// waited longer than the target, and not less and less.
+    fn judge(&mut self, waited: Duration, now: Instant) {
+        if self.newest_first || self.rules.order == QueueOrder::Fifo {
+            return;
+        }
+        let target = self.service.median.clamp(TARGET, MAX_TARGET);
+        if waited < target || self.down_since().is_some() {
+            self.standing = None;
+            return;
+        }
+        let (since, first) = *self.standing.get_or_insert((now, waited));
+        let interval = target * INTERVAL * if self.after_stall { AFTER_STALL } else { 1 };
+        if now - since >= interval {
+            self.newest_first = waited >= first;
+            self.standing = Some((now, waited));
+        }
+    }
+
+    /// A request has ended at its upstream. `answered`: how long the app took, if it did.
+    pub(crate) fn release(
+        &mut self,
+        index: Index,
+        ticket: Ticket,
+        answered: Option<Duration>,
+        now: Instant,
+    ) {
+        let upstream = &mut self.upstreams[usize::from(index)];
+        upstream.in_flight -= 1;
+        if let Health::Down { trying, .. } = &mut upstream.health
+            && *trying == Some(ticket)
+        {
+            // By a connection that was kept.
+            match answered {
+                Some(_) => upstream.health = Health::Up,
+                None => *trying = None,
+            }
+        }
+        if let Some(time) = answered {
+            self.service.add(time, now);
+        }
+        if !self.line.is_empty() {
+            self.dispatch(now);
+        }
+    }
+
+    /// The holder of this slot cannot connect; it took this long to know.
+    pub(crate) fn unreachable(
+        &mut self,
+        index: Index,
+        ticket: Ticket,
+        took: Duration,
+        now: Instant,
+    ) -> Unreachable {
+        let health = &mut self.upstreams[usize::from(index)].health;
+        let again = now + FIRST_PAUSE;
+        match health {
+            Health::Up => {
+                *health = Health::Down { since: now, pause: FIRST_PAUSE, again, trying: None };
+                if self.down_since().is_some() {
+                    self.after_stall = true;
+                    self.standing = None;
+                }
+            }
+            Health::Down { pause, again, trying, .. } if *trying == Some(ticket) => {
+                *pause = if took < AT_ONCE { FIRST_PAUSE } else { LAST_PAUSE.min(*pause * 2) };
+                *again = now + *pause;
+                *trying = None;
+            }
+            Health::Down { .. } => {}
+        }
+        if self.down_since().is_some()
+            && let Health::Down { trying: trying @ None, .. } =
+                &mut self.upstreams[usize::from(index)].health
+        {
+            *trying = Some(ticket);
+            return Unreachable::TryAgain;
+        }
+        Unreachable::Move
+    }
+
+    /// A connect has succeeded where the upstream was down.
+    pub(crate) fn reachable(&mut self, index: Index, now: Instant) {
+        self.upstreams[usize::from(index)].health = Health::Up;
+        self.dispatch(now);
+    }
+
+    pub(crate) fn is_down(&self, index: Index) -> bool {
+        !matches!(self.upstreams[usize::from(index)].health, Health::Up)
+    }
+
+    /// Since when no upstream can be connected to.
+    pub(crate) fn down_since(&self) -> Option<Instant> {
+        let mut last = None;
+        for upstream in self.upstreams.iter().filter(|upstream| upstream.slots > 0) {
+            match upstream.health {
+                Health::Up => return None,
+                Health::Down { since, .. } => last = last.max(Some(since)),
+            }
+        }
+        last
+    }
+
+    /// Other slots and rules from now on. An upstream keeps its index.
+    pub(crate) fn configure(&mut self, slots: &[usize], rules: Rules, now: Instant) {
+        self.rules = rules;
+        for (index, &slots) in slots.iter().enumerate() {
+            match self.upstreams.get_mut(index) {
+                Some(upstream) => upstream.slots = slots,
+                None => {
+                    self.upstreams.push(Upstream { slots, in_flight: 0, health: Health::Up });
+                }
+            }
+        }
+        if rules.order == QueueOrder::Fifo {
+            self.newest_first = false;
+        }
+        self.dispatch(now);
+    }
+
+    /// What became of this ticket, if anything has.
+    pub(crate) fn turn(&mut self, ticket: Ticket) -> Option<Turn> {
+        self.called.remove(&ticket)
     }
 
     /// The holder of this ticket has left: out of the line, or its slot goes to the next.
-    #[must_use]
-    pub(crate) fn leave(&mut self, ticket: Ticket) -> Option<W> {
-        self.line.remove(&ticket);
-        self.granted.remove(&ticket).and_then(|index| self.release(index))
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) {
+        self.remove(ticket);
+        if let Some(Turn::Slot(index)) = self.called.remove(&ticket) {
+            self.release(index, ticket, None, now);
+        }
     }
 
     /// A waiter is woken by something else from now on (its task has moved).
-    pub(crate) fn waiter_mut(&mut self, ticket: Ticket) -> Option<&mut W> {
-        self.line.get_mut(&ticket)
+    pub(crate) fn waker_mut(&mut self, ticket: Ticket) -> Option<&mut W> {
+        self.line.get_mut(&ticket).map(|waiter| &mut waiter.wake)
     }
 
-    /// Everyone who waits, for a phase change that all must see.
-    pub(crate) fn waiters(&self) -> impl Iterator<Item = &W> {
-        self.line.values()
+    /// Whom to wake after what was just done.
+    #[must_use]
+    pub(crate) fn take_to_wake(&mut self) -> Vec<W> {
+        std::mem::take(&mut self.to_wake)
+    }
+
+    /// Everyone who waits, for a change that all must see.
+    pub(crate) fn wakers(&self) -> impl Iterator<Item = &W> {
+        self.line.values().map(|waiter| &waiter.wake)
+    }
+
+    /// Median of the last minute's service times; zero: there were none.
+    pub(crate) fn median_service(&self) -> Duration {
+        self.service.median
+    }
+
+    /// The waits for a slot since this was last asked.
+    pub(crate) fn take_waits(&mut self) -> Histogram {
+        std::mem::take(&mut self.waits)
     }
 
     #[cfg(test)]
-    fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.line.len()
+    }
+
+    /// The newest request is next.
+    #[cfg(test)]
+    pub(crate) fn newest_first(&self) -> bool {
+        self.newest_first && !self.line.is_empty()
     }
 
     /// Requests at one upstream, or on their way to it.
     pub(crate) fn in_flight(&self, index: Index) -> usize {
-        self.in_flight[usize::from(index)]
+        self.upstreams[usize::from(index)].in_flight
     }
 
     /// Slots of one upstream.
     pub(crate) fn slots(&self, index: Index) -> usize {
-        self.slots[usize::from(index)]
+        self.upstreams[usize::from(index)].slots
+    }
+}
+
+/// Who a client is to the line: one network has 2^64 addresses of IPv6.
+pub(crate) fn client_key(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
+}
+
+/// Service times of the last minute: of the half minute that runs and of the one before.
+#[derive(Debug)]
+struct Service {
+    halves: [Histogram; 2],
+    begun: Instant,
+    median: Duration,
+    median_of: Instant,
+}
+
+impl Service {
+    fn new(now: Instant) -> Service {
+        Service { halves: Default::default(), begun: now, median: Duration::ZERO, median_of: now }
+    }
+
+    fn add(&mut self, time: Duration, now: Instant) {
+        if now - self.begun >= HALF {
+            self.halves.swap(0, 1);
+            self.halves[0] = Histogram::default();
+            if now - self.begun >= 2 * HALF {
+                self.halves[1] = Histogram::default();
+            }
+            self.begun = now;
+        }
+        self.halves[0].add(time);
+        if now - self.median_of >= MEDIAN_EVERY {
+            self.median_of = now;
+            let mut both = self.halves[0].clone();
+            both.merge(&self.halves[1]);
+            self.median = both.percentile(50).unwrap_or_default();
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(upstreams: usize, slots: usize, waiting: usize) -> Queue<u32> {
-        Queue::new(vec![slots; upstreams], waiting)
-    }
-
-    #[test]
-    fn a_freed_slot_goes_to_the_one_that_has_waited_longest() {
-        let mut q = queue(1, 1, 8);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
-        let Entered::Waiting(first) = q.enter(None, || 1) else { panic!() };
-        let Entered::Waiting(second) = q.enter(None, || 2) else { panic!() };
-        assert_eq!(q.release(0), Some(1));
-        assert_eq!(q.pick_up(second), None);
-        assert_eq!(q.pick_up(first), Some(0));
-        assert_eq!(q.in_flight(0), 1);
-    }
-
-    #[test]
-    fn the_line_has_a_length() {
-        let mut q = queue(1, 1, 1);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
-        assert!(matches!(q.enter(None, || 1), Entered::Waiting(_)));
-        assert_eq!(q.enter(None, || 2), Entered::Full);
-    }
-
-    #[test]
-    fn who_leaves_with_a_slot_in_hand_passes_it_on() {
-        let mut q = queue(1, 1, 8);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
-        let Entered::Waiting(first) = q.enter(None, || 1) else { panic!() };
-        let Entered::Waiting(second) = q.enter(None, || 2) else { panic!() };
-        assert_eq!(q.release(0), Some(1));
-        assert_eq!(q.leave(first), Some(2));
-        assert_eq!(q.pick_up(second), Some(0));
-        assert_eq!(q.release(0), None);
-        assert_eq!(q.in_flight(0), 0);
-    }
-
-    #[test]
-    fn the_upstream_with_the_fewest_requests_is_chosen() {
-        let mut q = queue(3, 2, 8);
-        let mut seen = [0; 3];
-        for _ in 0..3 {
-            let Entered::Slot(i) = q.enter(None, || 0) else { panic!() };
-            seen[usize::from(i)] += 1;
-        }
-        assert_eq!(seen, [1, 1, 1]);
-        assert_eq!(q.release(1), None);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(1));
-    }
-
-    #[test]
-    fn an_upstream_that_has_just_failed_is_the_last_choice() {
-        let mut q = queue(2, 1, 8);
-        assert_eq!(q.enter(Some(0), || 0), Entered::Slot(1));
-        assert_eq!(q.enter(Some(0), || 0), Entered::Slot(0));
-    }
-
-    #[test]
-    fn more_slots_are_handed_out_and_fewer_are_waited_for() {
-        let mut q = queue(1, 1, 8);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
-        let Entered::Waiting(first) = q.enter(None, || 1) else { panic!() };
-        let Entered::Waiting(second) = q.enter(None, || 2) else { panic!() };
-        assert_eq!(q.configure(vec![2], 8), [1]);
-        assert_eq!(q.pick_up(first), Some(0));
-        assert_eq!(q.configure(vec![1], 8), [0; 0]);
-        assert_eq!(q.release(0), None, "two were in flight, one may be");
-        assert_eq!(q.release(0), Some(2));
-        assert_eq!(q.pick_up(second), Some(0));
-    }
-
-    #[test]
-    fn an_upstream_that_was_taken_out_gets_nothing_more() {
-        let mut q = queue(1, 1, 8);
-        assert_eq!(q.enter(None, || 0), Entered::Slot(0));
-        assert!(matches!(q.enter(None, || 1), Entered::Waiting(_)));
-        assert_eq!(q.configure(vec![0, 1], 8), [1]);
-        assert_eq!(q.release(0), None);
-        assert_eq!((q.in_flight(0), q.in_flight(1)), (0, 1));
-    }
-
-    /// Any interleaving: never more in flight than slots, nobody is forgotten, no slot leaks.
-    #[test]
-    fn no_slot_leaks_in_any_order_of_events() {
-        for seed in 0..200 {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let (upstreams, slots) = (rng.usize(1..4), rng.usize(1..4));
-            let mut q = queue(upstreams, slots, 6);
-            let (mut held, mut waiting): (Vec<Index>, Vec<Ticket>) = (vec![], vec![]);
-            for _ in 0..500 {
-                match rng.u8(0..4) {
-                    0 | 1 => match q.enter(None, || 0) {
-                        Entered::Slot(i) => held.push(i),
-                        Entered::Waiting(t) => waiting.push(t),
-                        Entered::Full => assert_eq!(q.waiting(), 6),
-                    },
-                    2 if !held.is_empty() => {
-                        let _ = q.release(held.swap_remove(rng.usize(..held.len())));
-                    }
-                    3 if !waiting.is_empty() => {
-                        let _ = q.leave(waiting.swap_remove(rng.usize(..waiting.len())));
-                    }
-                    _ => {}
-                }
-                waiting.retain(|&t| match q.pick_up(t) {
-                    Some(i) => {
-                        held.push(i);
-                        false
-                    }
-                    None => true,
-                });
-                let total: usize = (0..upstreams).map(|i| q.in_flight(i as Index)).sum();
-                assert_eq!(total, held.len());
-                assert!((0..upstreams).all(|i| q.in_flight(i as Index) <= slots));
-                assert_eq!(q.waiting(), waiting.len());
-                // Work-conserving: nobody waits while a slot is free.
-                assert!(waiting.is_empty() || total == upstreams * slots);
-            }
-        }
-    }
-}
+mod simulation;
+#[cfg(test)]
+mod tests;

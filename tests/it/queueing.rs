@@ -184,3 +184,114 @@ fn no_connection_to_the_app_without_a_request() {
     proxy.settle();
     app.assert_no_connection();
 }
+
+#[test]
+fn upstream_that_refuses_costs_no_request_while_another_is_up() {
+    let (up, down) = (App::answering(ok("up")), App::unix());
+    let address = down.address().to_owned();
+    drop(down);
+    let proxy = Proxy::start(&up, &["--upstream", &address, "--connect-retry", "off"]);
+    for _ in 0..30 {
+        let mut client = proxy.connect();
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(client.response().text(), "up");
+    }
+}
+
+#[test]
+fn one_client_has_its_share_of_the_queue() {
+    let app = App::unix();
+    let options =
+        ["--concurrency", "1", "--queue", "8", "--queue-share", "0.25", "--trust", "private"];
+    let proxy = Proxy::start(&app, &options);
+    let ask = |client: &str, target: &str| {
+        let mut connection = proxy.connect();
+        connection
+            .send(format!("GET {target} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\n\r\n"));
+        proxy.settle();
+        connection
+    };
+    let _at_the_app = ask("192.0.2.1", "/0");
+    let (_worker, _) = app.request();
+    let _other = ask("192.0.2.2", "/1");
+    let _first = ask("192.0.2.1", "/2");
+    let _second = ask("192.0.2.1", "/3");
+    let mut third = ask("192.0.2.1", "/4");
+    assert_eq!(third.response().status(), 503);
+    assert_eq!(proxy.record("/4").get("end"), "client_limit");
+}
+
+#[test]
+fn a_request_that_has_waited_is_not_begun_when_there_is_no_time_to_answer() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "4s"]);
+    // The app usually takes over a second: a quarter of app-timeout is what is left for it.
+    for target in ["/slow", "/slow-too"] {
+        let mut client = proxy.connect();
+        client.get(target);
+        let (worker, _) = app.request();
+        thread::sleep(Duration::from_millis(1200));
+        worker.reply("");
+        client.response();
+    }
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (_worker, _) = app.request();
+    let mut second = proxy.connect();
+    second.get("/second");
+    assert_eq!(second.response().status(), 503);
+    let record = proxy.record("/second");
+    assert_eq!(record.get("end"), "deadline");
+    let waited = record.seconds("queue");
+    assert!(waited >= Duration::from_millis(2999), "{record:?}");
+    assert!(waited < Duration::from_millis(3900), "{record:?}");
+}
+
+#[test]
+fn a_line_says_now_and_then_whether_the_app_keeps_up() {
+    let app = App::unix();
+    let options = ["--concurrency", "1", "--queue", "1", "--saturation-log", "300ms"];
+    let proxy = Proxy::start(&app, &options);
+    let mut clients = ["/0", "/1", "/2"].map(|target| {
+        let mut client = proxy.connect();
+        client.get(target);
+        proxy.settle();
+        client
+    });
+    let (worker, _) = app.request();
+    assert_eq!(clients[2].response().status(), 503);
+    let record = proxy.record("sample#bufproxy.busy=1 ");
+    assert_eq!(record.get("sample#bufproxy.queue"), "1");
+    assert_eq!(record.get("count#bufproxy.shed"), "1");
+    worker.reply("");
+    app.request().0.reply("");
+}
+
+#[test]
+fn upstream_that_comes_back_gets_requests_again() {
+    let (one, two) = (App::answering(ok("one")), App::unix());
+    let address = two.address().to_owned();
+    let path = address.trim_start_matches("unix:").to_owned();
+    drop(two);
+    let proxy = Proxy::start(&one, &["--upstream", &address]);
+    let ask = || {
+        let mut client = proxy.connect();
+        client.get("/");
+        client.response().text().to_owned()
+    };
+    assert_eq!([(); 10].map(|()| ask()), ["one"; 10]);
+    let _ = std::fs::remove_file(&path);
+    std::fs::create_dir_all(std::path::Path::new(&path).parent().unwrap()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        use std::io::{Read, Write};
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let _ = connection.read(&mut [0; 8192]);
+            connection.write_all(ok("two").as_ref()).unwrap();
+        }
+    });
+    let begun = std::time::Instant::now();
+    crate::support::until(|| ask() == "two");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
