@@ -75,14 +75,18 @@ class Matrix:
         return place
 
     @staticmethod
-    def program(name, package):
+    def skip(reason):
+        """Gives up the part that runs."""
+        raise Skipped(reason)
+
+    def program(self, name, package):
         """The path of a program of Debian's."""
         if not shutil.which(name) and shutil.which("apt-get") and os.geteuid() == 0:
             subprocess.run(["apt-get", "update", "-q"], stdout=subprocess.DEVNULL)
             install = ["apt-get", "install", "-qy", "--no-install-recommends", package]
             subprocess.run(install, stdout=subprocess.DEVNULL)
         if not (path := shutil.which(name)):
-            raise Skipped(f"no {name}, of Debian's package {package}")
+            self.skip(f"no {name}, of Debian's package {package}")
         return path
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ PACKAGES = [
     "datasette==0.65.5", "datasette-gunicorn==0.1.1", "gunicorn==23.0.0", "uvicorn==0.34.3", "setuptools<81",
 ]
 PAGES = ["/my/people.json?_size=20", "/my/people?_size=20", "/my.json?sql=select+count(*)+from+people"]
-CLIENTS, SECONDS, ROUNDS, SLOW = 8, 3, 3, 50
+CLIENTS, SECONDS, ROUNDS, SLOW = 32, 3, 3, 50
 
 
 def run(matrix):

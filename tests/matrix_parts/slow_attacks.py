@@ -4,8 +4,6 @@ SLOW_SECONDS in the environment is the length of each attack, 20 by default.
 """
 
 import collections
-import contextlib
-import http.client
 import os
 import re
 import resource
@@ -78,6 +76,8 @@ def attack(program, proxy, name, log):
     assert attacker.returncode != 1 and "service available:   YES" in seen, seen[-2000:]
     assert "service available:   NO" not in seen, "by slowhttptest's own probe"
     assert max(waits) < LONGEST, f"a visitor waited {max(waits):.1f} s"
+    # The last lines may still wait to be written.
+    proxy.stop()
     ends = statuses(log)
     if refused:
         answered = sum(count for end, count in ends.items() if end.startswith("408/"))
@@ -98,7 +98,7 @@ def visit(proxy, attacker):
 
 
 def statuses(log):
-    """How often each status and end was logged for what slowhttptest sent."""
+    """How often each status and end was logged."""
     lines = log.read_text().splitlines()
     field = re.compile(r"status_code=(\S+) .* end=(\S+)")
     return dict(collections.Counter("/".join(field.search(line).groups()) for line in lines))
