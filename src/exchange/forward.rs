@@ -95,6 +95,7 @@ impl ForwardedHead {
                 | FieldId::Http2Settings
                 | FieldId::KeepAlive
                 | FieldId::ProxyAuthenticate
+                | FieldId::ProxyAuthorization
                 | FieldId::ProxyConnection
                 | FieldId::Te
                 | FieldId::Trailer

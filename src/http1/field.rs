@@ -48,6 +48,7 @@ pub enum FieldId {
     MaxForwards,
     Proxy,
     ProxyAuthenticate,
+    ProxyAuthorization,
     ProxyConnection,
     Referer,
     Te,
@@ -131,6 +132,7 @@ impl FieldId {
                 (b"x-forwarded-server", XForwardedServer),
                 (b"proxy-authenticate", ProxyAuthenticate),
             ],
+            19 => &[(b"proxy-authorization", ProxyAuthorization)],
             20 => &[(b"x-forwarded-protocol", XForwardedProtocol)],
             _ => &[],
         };
@@ -378,7 +380,7 @@ pub(super) fn bad(rule: &'static str) -> Violation {
 mod tests {
     use super::*;
 
-    const NAMES: [(&str, FieldId); 45] = {
+    const NAMES: [(&str, FieldId); 46] = {
         use FieldId::*;
         [
             ("Accept", Accept),
@@ -402,6 +404,7 @@ mod tests {
             ("Max-Forwards", MaxForwards),
             ("Proxy", Proxy),
             ("Proxy-Authenticate", ProxyAuthenticate),
+            ("Proxy-Authorization", ProxyAuthorization),
             ("Proxy-Connection", ProxyConnection),
             ("Referer", Referer),
             ("TE", Te),
