@@ -133,8 +133,8 @@ thread_local! {
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// At most so many large chunks are kept: 1 MiB.
-const MAX_KEPT: usize = 16;
+/// At most so many large chunks are kept: 512 KiB.
+const MAX_KEPT: usize = 8;
 
 /// An empty chunk of at least `size` bytes.
 fn chunk(size: usize) -> Vec<u8> {
