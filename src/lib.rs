@@ -49,7 +49,8 @@
 //!    what the head already rules out.
 //! 4. `receive::body` says `100 Continue` if asked, fills the spool, and completes the forwarded head
 //!    with its exact length and the corrected start (`ForwardedHead::finish`).
-//! 5. `Exchange::wait_for_slot`: `Upstreams::enter` gives a slot, a place in the line, or neither.
+//! 5. `Exchange::wait_for_slot`: `Upstreams::enter` gives a slot, a place in the line, or neither; in
+//!    overload the line turns round (`upstream::queue`), and who waited too long is not dispatched.
 //! 6. `Exchange::attempt`: `upstream::connect`, `Attempt::start` makes the first write at once,
 //!    `Attempt::poll` writes the rest and reads the response head, both at once. What a failure
 //!    allows is in `retry::Tries::after`; then the spool is rewound, and the same slot serves for
@@ -60,7 +61,8 @@
 //!    with `gzip`, what `gzip::Gzip` makes of it.
 //! 8. `Pump::end_upstream` closes the app's connection with the last byte and drops the `Slot`, which
 //!    hands it to whoever has waited longest. A client that leaves earlier leaves the slot to
-//!    `discard::unanswered` or `discard::rest`, which hold it until the worker is done.
+//!    `discard::finish`, which holds it until the worker is done. A 101 leads to `tunnel::tunnel`
+//!    instead of `deliver`.
 //! 9. `Exchange::end` writes the record. `connection::serve` goes back to 1, or closes (`linger`
 //!    where the client may still be sending, a reset where what it has must not look complete).
 //!
@@ -97,8 +99,9 @@
 //! child of the death of the *thread* that started it. `threads` beyond the first are more loops. Each
 //! loop is a `current_thread` runtime that owns its connections, so `Rc` and `Cell` suffice. Shared are
 //! the line (`upstream::Upstreams`, a mutex for nanoseconds), the budgets and counts (atomics), the
-//! settings (swapped by a reload; each loop has a copy) and the log's buffer (a mutex for a memcpy). Beside them: the writers of the log and of the diagnostics, the
-//! admin thread if asked for, and blocking pools of four (loop 0) and two (the others) threads.
+//! settings (swapped by a reload; each loop has a copy) and the log's buffer (a mutex for a memcpy).
+//! Beside them: the writers of the log and of the diagnostics, the admin thread if asked for, and
+//! blocking pools of four (loop 0) and two (the others) threads.
 //!
 //! # Decisions that are not obvious
 //!
