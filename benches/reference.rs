@@ -1,46 +1,76 @@
-//! The reference: a proxy on hyper's server and hyper's client, written as well as these allow. It
-//! says in every run what our own HTTP/1 path is worth.
+//! The reference: a proxy on hyper's server and hyper's client that does with bodies what bufproxy
+//! does, in bufproxy's spool, and writes bufproxy's log line. It says in every run what our own
+//! HTTP/1 path is worth.
 //!
-//! It does less than bufproxy: the request is kept whole in memory, without a limit and without a
-//! disk behind it; the response is passed on as the client takes it, so a slow reader holds the
-//! worker; nothing has a time limit. Its figure is the least that hyper can cost. The upstream
-//! connection is driven by the task of its exchange (no second task), and log lines go out 64 KiB
-//! at a time.
+//! What must stay true for that: the request is whole in a spool before the app is touched, the app
+//! is read as fast as it writes (`delivery`), and the line is the same (`exchange`). There is
+//! nothing else: no slots and no line, no second attempt, no time limit, no trust, no rule stricter
+//! than hyper's. So its figure is the least that hyper can cost.
+//!
+//! One task serves a client: it polls hyper's server, then takes from the app what the server did
+//! not ask for. hyper's connections to the app are polled by it, too.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::env;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
+use bufproxy::access_log::{Format, FormatOptions, LogWriter};
+use bufproxy::config::LogDestination;
+use bufproxy::error::Reason;
+use bufproxy::spool::{Budget, MAX_PUSH, Spool, SpoolLimits};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1::{Connection, SendRequest};
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{LocalSet, spawn_local};
 
+mod delivery;
+mod exchange;
+
+use delivery::{Current, Delivery, ToClient};
+use exchange::Exchange;
+
+// Bytes, as bufproxy's defaults have them.
+const MEMORY: u64 = 32 << 20;
+const DISK: u64 = 1 << 30;
+const BODY: SpoolLimits = SpoolLimits { memory: 64 << 10, disk: u64::MAX, replay: true };
+const LOG_BACKLOG: usize = 4 << 20;
+/// What hyper may hold of a message, and the kernel unsent for a client.
+const BUFFER: usize = 64 << 10;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
 /// `reference PORT SOCKET LOG keep|close`: runs until it is killed.
 pub(crate) fn run(port: u16, socket: PathBuf, log: &Path, keep_alive: bool) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let log = io::BufWriter::with_capacity(64 * 1024, File::options().append(true).open(log)?);
-    let proxy = Rc::new(Proxy { socket, keep_alive, kept: RefCell::default(), log: log.into() });
+    let options = FormatOptions { name: "reference", ..FormatOptions::default() };
+    let proxy = Rc::new(Proxy {
+        socket,
+        keep_alive,
+        kept: RefCell::default(),
+        budget: Budget::new(MEMORY, DISK, env::temp_dir()),
+        format: Format::parse("l2met", options).map_err(io::Error::other)?,
+        log: LogWriter::open(&LogDestination::File(log.into()), LOG_BACKLOG)?,
+    });
     LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        spawn_local(flush(proxy.clone()));
         loop {
             let (client, peer) = listener.accept().await?;
             client.set_nodelay(true)?;
+            socket2::SockRef::from(&client).set_tcp_notsent_lowat(BUFFER as u32)?;
             spawn_local(serve(client, peer, proxy.clone()));
         }
     })
@@ -50,290 +80,184 @@ struct Proxy {
     socket: PathBuf,
     keep_alive: bool,
     kept: RefCell<Vec<Upstream>>,
-    log: RefCell<io::BufWriter<File>>,
-}
-
-/// A connection to the app: hyper's two halves of it, polled together.
-struct Upstream {
-    sender: SendRequest<Full<Bytes>>,
-    connection: Pin<Box<Connection<TokioIo<UnixStream>, Full<Bytes>>>>,
-    /// The connection's future is over and must not be polled again.
-    ended: bool,
+    budget: Arc<Budget>,
+    format: Format,
+    log: LogWriter,
 }
 
 async fn serve(client: TcpStream, peer: SocketAddr, proxy: Rc<Proxy>) {
-    let service = service_fn(|request| answer(request, peer, proxy.clone()));
-    // What fails here is the client's connection; hyper has said to it what it has to say.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(client), service)
-        .await;
+    let current = Current::default();
+    let service = service_fn(|request| answer(request, peer, proxy.clone(), current.clone()));
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(client), service)
+    );
+    poll_fn(|cx| {
+        let over = connection.as_mut().poll(cx);
+        if over.is_pending()
+            && let Some(delivery) = &mut *current.borrow_mut()
+        {
+            delivery.spool_the_rest(cx);
+        }
+        // What fails here is the client's connection; hyper has said to it what it has to say.
+        over.map(drop)
+    })
+    .await
 }
 
 async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     proxy: Rc<Proxy>,
-) -> Result<Response<Relayed>, Infallible> {
-    let mut record = Record::new(&request, peer, proxy.clone());
-    let (head, body) = match forward(request, peer, &proxy, &mut record).await {
+    current: Current,
+) -> Result<Response<ToClient>, Infallible> {
+    let mut exchange = Exchange::new(&request, peer, proxy);
+    let head = match forward(request, peer, &mut exchange).await {
         Ok((response, upstream)) => {
             let (mut head, body) = response.into_parts();
+            head.version = Version::HTTP_11;
             drop_hop_by_hop(&mut head.headers);
-            (head, Some((body, upstream)))
+            exchange.record.status = head.status.as_u16();
+            current.replace(Some(Delivery::new(body, upstream, exchange)));
+            head
         }
-        Err(_) => {
+        Err(reason) => {
+            (exchange.record.end, exchange.record.status) = (reason, reason.status());
             let (mut head, ()) = Response::new(()).into_parts();
-            head.status = StatusCode::BAD_GATEWAY;
-            (head, None)
+            head.status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+            head
         }
     };
-    record.status = head.status;
-    record.first_byte = record.start.elapsed();
-    Ok(Response::from_parts(head, Relayed { from: body, record }))
+    Ok(Response::from_parts(head, ToClient(current)))
 }
 
 /// Takes the whole request, then has it answered.
 async fn forward(
     request: Request<Incoming>,
     peer: SocketAddr,
-    proxy: &Proxy,
-    record: &mut Record,
-) -> Result<(Response<Incoming>, Upstream), Box<dyn std::error::Error>> {
-    let (mut head, body) = request.into_parts();
-    let body = body.collect().await?.to_bytes();
-    record.received = record.start.elapsed();
-    rewrite(&mut head.headers, peer, proxy.keep_alive)?;
-    let mut upstream = proxy.upstream().await?;
-    record.connected = record.start.elapsed();
-    let request = Request::from_parts(head, Full::new(body));
-    let response = {
-        let mut response = std::pin::pin!(upstream.sender.send_request(request));
-        let (connection, ended) = (&mut upstream.connection, &mut upstream.ended);
-        std::future::poll_fn(|cx| {
-            drive(connection, ended, cx);
-            response.as_mut().poll(cx)
-        })
-        .await?
-    };
+    exchange: &mut Exchange,
+) -> Result<(Response<Incoming>, Upstream), Reason> {
+    let proxy = exchange.proxy.clone();
+    let (mut head, mut body) = request.into_parts();
+    let mut spool = Spool::new(&proxy.budget, BODY);
+    while let Some(frame) = body.frame().await {
+        let data = frame.map_err(|_| Reason::ClientGone)?.into_data();
+        let mut data = data.unwrap_or_default();
+        while !data.is_empty() {
+            let ready = poll_fn(|cx| spool.poll_ready(cx)).await;
+            ready.map_err(|_| Reason::SpoolFull)?;
+            spool.push(&data.split_to(data.len().min(MAX_PUSH)));
+        }
+    }
+    exchange.record.receive = exchange.lap();
+    rewrite(&mut head.headers, peer, proxy.keep_alive);
+    let mut upstream = proxy.upstream().await.map_err(|_| Reason::AppUnavailable)?;
+    exchange.record.connect = exchange.lap();
+    let request = Request::from_parts(head, ToApp(spool));
+    let mut response = pin!(upstream.sender.send_request(request));
+    let response = poll_fn(|cx| {
+        upstream.drive(cx);
+        response.as_mut().poll(cx)
+    });
+    let response = response.await.map_err(|_| Reason::ResetBeforeResponse)?;
+    exchange.record.first_byte = Some(exchange.mark.elapsed());
     Ok((response, upstream))
+}
+
+/// A connection to the app: hyper's two halves of it, polled together.
+struct Upstream {
+    sender: SendRequest<ToApp>,
+    connection: Pin<Box<Connection<TokioIo<UnixStream>, ToApp>>>,
+    /// The connection's future is over and must not be polled again.
+    ended: bool,
+}
+
+impl Upstream {
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        // An error reaches the exchange by its response or its body.
+        self.ended = self.ended || self.connection.as_mut().poll(cx).is_ready();
+    }
 }
 
 impl Proxy {
     /// A kept connection that is still good, else a new one.
-    async fn upstream(&self) -> Result<Upstream, Box<dyn std::error::Error>> {
+    async fn upstream(&self) -> Result<Upstream, Error> {
         loop {
             let Some(mut kept) = self.kept.borrow_mut().pop() else { break };
-            let good = std::future::poll_fn(|cx| {
-                drive(&mut kept.connection, &mut kept.ended, cx);
-                if kept.ended {
-                    return Poll::Ready(false);
-                }
-                kept.sender.poll_ready(cx).map(|ready| ready.is_ok())
+            let good = poll_fn(|cx| {
+                kept.drive(cx);
+                kept.sender.poll_ready(cx).map(|ready| ready.is_ok() && !kept.ended)
             });
             if good.await {
                 return Ok(kept);
             }
         }
-        let stream = UnixStream::connect(&self.socket).await?;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let stream = TokioIo::new(UnixStream::connect(&self.socket).await?);
+        let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(stream).await?;
         Ok(Upstream { sender, connection: Box::pin(connection), ended: false })
     }
 }
 
-fn drive(
-    connection: &mut Pin<Box<Connection<TokioIo<UnixStream>, Full<Bytes>>>>,
-    ended: &mut bool,
-    cx: &mut Context<'_>,
-) {
-    // An error reaches the exchange by its response or its body.
-    *ended = *ended || connection.as_mut().poll(cx).is_ready();
+/// The request's body, whole.
+struct ToApp(Spool);
+
+impl Body for ToApp {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(ready!(take(&mut self.0, cx)).map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.unread() == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.unread())
+    }
 }
 
-/// The head as the app is to see it; `Content-Length` is hyper's, from the body in hand.
-fn rewrite(
-    fields: &mut HeaderMap,
-    peer: SocketAddr,
-    keep_alive: bool,
-) -> Result<(), header::InvalidHeaderValue> {
+/// The next bytes of `spool`, in a copy: hyper writes only what it owns.
+fn take(spool: &mut Spool, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let data = Bytes::copy_from_slice(ready!(spool.poll_data(cx, MAX_PUSH))?);
+    spool.consume(data.len());
+    Poll::Ready(Ok(data))
+}
+
+/// The head as the app is to see it; `Content-Length` is hyper's, from the spool.
+fn rewrite(fields: &mut HeaderMap, peer: SocketAddr, keep_alive: bool) {
     drop_hop_by_hop(fields);
     fields.remove(header::EXPECT);
-    if fields.keys().any(|name| name.as_str().contains('_')) {
-        let names: Vec<_> =
-            fields.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-        for name in names {
-            fields.remove(name);
-        }
+    let odd = |name: &&HeaderName| name.as_str().contains('_');
+    for name in fields.keys().filter(odd).cloned().collect::<Vec<_>>() {
+        fields.remove(name);
     }
     if !keep_alive {
         fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let mut address = String::with_capacity(48);
-    let _ = write!(address, "{}", peer.ip());
-    fields.insert(FORWARDED_FOR, HeaderValue::try_from(address)?);
+    if let Ok(address) = HeaderValue::try_from(peer.ip().to_string()) {
+        fields.insert(FORWARDED_FOR, address);
+    }
     fields.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     fields.append(header::VIA, HeaderValue::from_static("1.1 reference"));
-    Ok(())
 }
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 fn drop_hop_by_hop(fields: &mut HeaderMap) {
-    for name in [
-        header::CONNECTION,
-        KEEP_ALIVE,
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
+    use header::{CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    for name in [CONNECTION, KEEP_ALIVE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
         fields.remove(name);
-    }
-}
-
-/// The response's body on its way from the app to the client.
-struct Relayed {
-    from: Option<(Incoming, Upstream)>,
-    record: Record,
-}
-
-impl Relayed {
-    /// The app's last byte is here: its connection is kept, or closed at once.
-    fn finish(&mut self) {
-        self.record.upstream = self.record.start.elapsed();
-        self.record.complete = true;
-        if let Some((_, upstream)) = self.from.take()
-            && self.record.proxy.keep_alive
-            && !upstream.ended
-        {
-            self.record.proxy.kept.borrow_mut().push(upstream);
-        }
-    }
-}
-
-impl Body for Relayed {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let Some((body, upstream)) = &mut this.from else { return Poll::Ready(None) };
-        drive(&mut upstream.connection, &mut upstream.ended, cx);
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            this.record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-        }
-        if frame.is_none() || body.is_end_stream() {
-            this.finish();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.from.as_ref().is_none_or(|(body, _)| body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.from.as_ref().map_or(SizeHint::with_exact(0), |(body, _)| body.size_hint())
-    }
-}
-
-/// What the log line says; written when the exchange is over.
-struct Record {
-    proxy: Rc<Proxy>,
-    start: Instant,
-    received: Duration,
-    connected: Duration,
-    first_byte: Duration,
-    upstream: Duration,
-    request_line: String,
-    fields: [Option<HeaderValue>; 6],
-    peer: SocketAddr,
-    status: StatusCode,
-    bytes: u64,
-    complete: bool,
-}
-
-impl Record {
-    fn new(request: &Request<Incoming>, peer: SocketAddr, proxy: Rc<Proxy>) -> Record {
-        let line = format!("{} {} {:?}", request.method(), request.uri(), request.version());
-        let fields = [
-            REQUEST_ID,
-            FORWARDED_FOR,
-            FORWARDED_PROTO,
-            header::VIA,
-            header::REFERER,
-            header::USER_AGENT,
-        ];
-        Record {
-            proxy,
-            start: Instant::now(),
-            received: Duration::ZERO,
-            connected: Duration::ZERO,
-            first_byte: Duration::ZERO,
-            upstream: Duration::ZERO,
-            request_line: line,
-            fields: fields.map(|name| request.headers().get(name).cloned()),
-            peer,
-            status: StatusCode::BAD_GATEWAY,
-            bytes: 0,
-            complete: false,
-        }
-    }
-
-    fn write(&self, log: &mut impl io::Write) -> io::Result<()> {
-        let field = |index: usize| {
-            let value = self.fields[index].as_ref().and_then(|value| value.to_str().ok());
-            value.unwrap_or("-")
-        };
-        let seconds = |from: Duration, to: Duration| to.saturating_sub(from).as_secs_f64();
-        let service = self.start.elapsed();
-        writeln!(
-            log,
-            "measure#reference.service={:.3} request=\"{}\" status_code={} request_id={} \
-             remote_addr=\"{}\" forwarded_for=\"{}\" forwarded_proto=\"{}\" via=\"{}\" \
-             body_bytes_sent={} referer=\"{}\" user_agent=\"{}\" client=\"{}\" receive={:.3} \
-             queue=0.000 connect={:.3} first_byte={:.3} upstream={:.3} send={:.3} end={}",
-            service.as_secs_f64(),
-            self.request_line,
-            self.status.as_u16(),
-            field(0),
-            self.peer.ip(),
-            field(1),
-            field(2),
-            field(3),
-            self.bytes,
-            field(4),
-            field(5),
-            self.peer.ip(),
-            self.received.as_secs_f64(),
-            seconds(self.received, self.connected),
-            seconds(self.connected, self.first_byte),
-            seconds(self.connected, self.upstream),
-            seconds(self.upstream, service),
-            if self.complete { "ok" } else { "cut" },
-        )
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let proxy = self.proxy.clone();
-        // A full disk costs lines, not answers.
-        let _ = self.write(&mut *proxy.log.borrow_mut());
-    }
-}
-
-async fn flush(proxy: Rc<Proxy>) {
-    loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let _ = proxy.log.borrow_mut().flush();
     }
 }

@@ -4,7 +4,7 @@
 # requests still wait for a worker. With this file it ignores TERM, bufproxy finishes what it has accepted,
 # and then stops gunicorn by QUIT:
 #
-#   web: bufproxy --child-stop-signal QUIT -- gunicorn --bind unix:/tmp/app.sock app.wsgi
+#   web: bufproxy --child-stop-signal QUIT -- gunicorn app.wsgi
 #
 # For sync, gthread and gevent workers. Not together with reloads (HUP) and TTOU, by which gunicorn sends
 # TERM to its old workers; a dyno has neither.

@@ -197,7 +197,11 @@ impl App {
         }
         if let ([UpstreamAddr::Unix(path)], true) = (&*config.upstream, config.pass_socket) {
             let listener = AppListener::bind(path, config.private_socket).map_err(|e| {
-                Failure::new(format!("pass-socket: cannot listen on {}: {e}", path.display()))
+                let path = path.display();
+                Failure::new(format!(
+                    "pass-socket: cannot listen on {path}: {e} (--upstream unix:PATH names another \
+                     place)"
+                ))
             })?;
             app.listener = Some(listener);
         }
@@ -241,7 +245,10 @@ impl App {
         self.child = Child::successor(&self.config.upstream);
         Some(match self.child {
             Some(_) => Event::ChildReplaced(exit),
-            None => Event::ChildEnded(exit),
+            None => {
+                supervisor::stop_orphans(&self.config.upstream);
+                Event::ChildEnded(exit)
+            }
         })
     }
 

@@ -5,6 +5,7 @@ real_apps.py --bufproxy PROGRAM --venv DIRECTORY [--only CLASS[,CLASS]]
 
 DIRECTORY is a virtual environment with gunicorn, gevent and uvicorn (.ci/run makes it). Standard
 library only. The last line is `N passed, N failed`; the exit code is 1 when one failed.
+tests/matrix.py runs the same checks on more versions and servers.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,19 +32,35 @@ CLASSES = {
     "gthread": [*GUNICORN, "--worker-class", "gthread", "--threads", "4", *WSGI],
     "gevent": [*GUNICORN, "--worker-class", "gevent", *WSGI],
     "uvicorn": ["uvicorn", "--uds", "{socket}", "--no-access-log", "tests.apps.asgi:app"],
+    # Nobody names a socket: it is passed.
+    "sync passed": ["gunicorn", "--workers", "2", *WSGI],
+    "gevent passed": ["gunicorn", "--workers", "2", "--worker-class", "gevent", *WSGI],
+    "uvicorn passed": ["uvicorn", "--workers", "2", "--no-access-log", "tests.apps.asgi:app"],
+    "waitress": ["waitress-serve", "--unix-socket={socket}", *WSGI],
+    "node": [shutil.which("node") or "node", "tests/apps/server.js", "{socket}"],
 }
+# One of each worker class, with a socket of its own and with one that is passed: for every change.
+FIRST = ["sync", "gthread", "gevent", "uvicorn", "sync passed", "gevent passed", "uvicorn passed"]
+# Where the app is asked, unless a server says otherwise.
+UNIX = "unix:{socket}"
 
 
 class Proxy:
-    """bufproxy with an app server as its child, on a free port."""
+    """bufproxy with an app server as its child, on a free port.
 
-    def __init__(self, bufproxy, venv, command, directory):
+    `options` are bufproxy's. The app is asked at `upstream`, the Unix socket {socket} by default; a
+    command that does not name it gets one passed.
+    """
+
+    def __init__(self, bufproxy, venv, command, directory, options=(), upstream=UNIX):
         socket = f"{directory}/app.sock"
         command = [part.format(socket=socket) for part in command]
         command[0] = str(venv / "bin" / command[0])
         # The server reads neither the user's configuration nor ours.
         env = {"PATH": os.environ["PATH"], "HOME": directory, "PYTHONDONTWRITEBYTECODE": "1"}
-        arguments = ["--listen", "127.0.0.1:0", "--upstream", f"unix:{socket}", "--", *command]
+        passed = upstream == UNIX and not any(socket in part for part in command)
+        to = [] if passed else ["--upstream", upstream.format(socket=socket)]
+        arguments = ["--listen", "127.0.0.1:0", *to, *options, "--", *command]
         self.process = subprocess.Popen(
             [bufproxy, *arguments], cwd=REPOSITORY, env=env, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -143,34 +161,38 @@ def drain(proxy):
 CHECKS = [get, post, chunked_post, big_response, twenty_at_once, slow_clients_do_not_disturb, drain]
 
 
+def check_class(bufproxy, venv, name):
+    """Runs all checks against one server; how many passed, and how many failed."""
+    passed = failed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            proxy = Proxy(os.path.abspath(bufproxy), venv.resolve(), CLASSES[name], directory)
+        except AssertionError as problem:
+            print(f"{name}: {problem}")
+            return 0, len(CHECKS)
+        try:
+            for check in CHECKS:
+                try:
+                    check(proxy)
+                    passed += 1
+                    print(f"{name}: {check.__name__} ok")
+                except (AssertionError, OSError, http.client.HTTPException) as problem:
+                    failed += 1
+                    print(f"{name}: {check.__name__} FAILED: {problem!r}")
+        finally:
+            proxy.process.kill()
+            proxy.process.wait()
+    return passed, failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bufproxy", required=True)
     parser.add_argument("--venv", required=True, type=Path)
-    parser.add_argument("--only", default=",".join(CLASSES))
+    parser.add_argument("--only", default=",".join(FIRST))
     options = parser.parse_args()
-    passed = failed = 0
-    for name in options.only.split(","):
-        with tempfile.TemporaryDirectory() as directory:
-            try:
-                program = os.path.abspath(options.bufproxy)
-                proxy = Proxy(program, options.venv.resolve(), CLASSES[name], directory)
-            except AssertionError as problem:
-                print(f"{name}: {problem}")
-                failed += len(CHECKS)
-                continue
-            try:
-                for check in CHECKS:
-                    try:
-                        check(proxy)
-                        passed += 1
-                        print(f"{name}: {check.__name__} ok")
-                    except (AssertionError, OSError, http.client.HTTPException) as problem:
-                        failed += 1
-                        print(f"{name}: {check.__name__} FAILED: {problem!r}")
-            finally:
-                proxy.process.kill()
-                proxy.process.wait()
+    counts = [check_class(options.bufproxy, options.venv, name) for name in options.only.split(",")]
+    passed, failed = map(sum, zip(*counts))
     print(f"{passed} passed, {failed} failed")
     return failed > 0
 

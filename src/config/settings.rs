@@ -911,7 +911,7 @@ const TABLE: &[Opt] = &[
         short: "Start the wrapped command again when it ends by itself",
         long: "After 1 s, 2 s, 4 s and so on to 30 s; from 1 s again when it has run for 60 s. Requests \
                wait meanwhile. Off, because a platform starts the whole again and sees why; a command \
-               that ends before it has ever answered ends us in any case.",
+               that ends before the port is open ends us in any case.",
         set: |c, v, _| put(&mut c.restart, v, word(&[("off", false), ("on", true)])),
         ..PLAIN
     },

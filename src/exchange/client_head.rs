@@ -1,10 +1,12 @@
 //! The response head as the client gets it. Pure: no I/O, no clock.
 //!
-//! The exchange calls `write` once for the final head and `write_informational` for each 1xx before
-//! it. What must stay true: exactly one statement of where the body ends, and it is ours.
+//! The exchange calls `write` once for the final head, `write_informational` for each 1xx before it
+//! and `last_chunk` for the trailers behind its body. What must stay true: exactly one statement of where the body ends, and it is ours.
+
+use std::borrow::Cow;
 
 use crate::exchange::reply::phrase;
-use crate::http1::{Field, FieldId, ResponseHead, Version};
+use crate::http1::{Field, FieldId, LAST_CHUNK, ResponseHead, Span, Version};
 
 /// How the body goes to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct ClientHead<'a> {
     pub framing: Framing,
     /// The connection stays open after this response.
     pub keep_alive: bool,
+    /// The trailers will follow, so the Trailer field that announces them passes.
+    pub trailers: bool,
     /// `Date` line value, for responses of an app that sent none.
     pub date: &'a [u8; 29],
     pub coding: Coding,
@@ -44,7 +48,8 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     status_line(out, head);
     let (mut date_came, mut vary_came) = (false, false);
     let gzip = with.coding == Coding::Gzip;
-    for field in head.fields.iter().filter(|f| passes(head, f)) {
+    let is_announced = |field: &Field| with.trailers && field.id == FieldId::Trailer;
+    for field in head.fields.iter().filter(|f| passes(head, f) || is_announced(f)) {
         match field.id {
             // Offsets into the compressed body mean nothing to the app.
             FieldId::AcceptRanges if gzip => continue,
@@ -105,6 +110,62 @@ pub fn write_switching(out: &mut Vec<u8>, head: &ResponseHead) {
         }
     }
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
+}
+
+/// The end of a chunked body: the app's trailer lines (`Chunked::trailers`) but for those that must
+/// not come so late (RFC 9110, 6.5.1) or are of the app's connection.
+pub fn last_chunk(head: &ResponseHead, lines: &[u8]) -> Cow<'static, [u8]> {
+    let mut out = Vec::new();
+    for line in lines.split_inclusive(|&b| b == b'\n') {
+        let name = &line[..memchr::memchr(b':', line).unwrap_or(0)];
+        let is_named = |n: &Span| name.eq_ignore_ascii_case(n.of(&head.bytes));
+        if is_trailer(name) && !head.connection_names.iter().any(is_named) {
+            out.extend_from_slice(line);
+        }
+    }
+    match out.as_slice() {
+        [] => Cow::Borrowed(LAST_CHUNK),
+        lines => Cow::Owned([b"0\r\n", lines, b"\r\n"].concat()),
+    }
+}
+
+/// Whether a field may come behind the body: not if framing, routing, authentication, caching or the
+/// content's format depend on it (RFC 9110, 6.5.1). Content-Digest is made for it (RFC 9530, 2).
+fn is_trailer(name: &[u8]) -> bool {
+    const FORBIDDEN: &[&str] = &[
+        "age",
+        "authentication-info",
+        "authorization",
+        "cache-control",
+        "connection",
+        "cookie",
+        "date",
+        "expires",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "location",
+        "max-forwards",
+        "pragma",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "strict-transport-security",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "vary",
+        "via",
+        "warning",
+        "www-authenticate",
+    ];
+    const PREFIXES: &[&str] = &["access-control-", "content-", "proxy-", "x-accel-"];
+    let begins = |prefix: &&str| {
+        name.get(..prefix.len()).is_some_and(|n| n.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
+    let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+    is("content-digest") || !FORBIDDEN.iter().any(|n| is(n)) && !PREFIXES.iter().any(begins)
 }
 
 /// Appends the Connection line that the client's version needs (RFC 9112, 9.3).
@@ -188,7 +249,14 @@ mod tests {
         write(
             &mut out,
             &response(text),
-            &ClientHead { version, framing, keep_alive, date: DATE, coding: Coding::AsItCame },
+            &ClientHead {
+                version,
+                framing,
+                keep_alive,
+                trailers: false,
+                date: DATE,
+                coding: Coding::AsItCame,
+            },
         );
         let mut fields = [httparse::EMPTY_HEADER; 100];
         let parsed = httparse::Response::new(&mut fields).parse(&out);
@@ -287,6 +355,39 @@ mod tests {
     }
 
     #[test]
+    fn trailers_that_would_change_the_message_are_dropped() {
+        let head = response("HTTP/1.1 200 OK\nConnection: X-Hop\n");
+        for name in [
+            "Content-Length",
+            "transfer-encoding",
+            "Host",
+            "SET-COOKIE",
+            "Authorization",
+            "WWW-Authenticate",
+            "Proxy-Authenticate",
+            "Content-Type",
+            "Content-Encoding",
+            "Content-Range",
+            "Trailer",
+            "TE",
+            "Cache-Control",
+            "Location",
+            "Vary",
+            "Date",
+            "Connection",
+            "x-hop",
+            "Access-Control-Allow-Origin",
+        ] {
+            let lines = format!("{name}: 1\r\n");
+            assert_eq!(&*last_chunk(&head, lines.as_bytes()), LAST_CHUNK, "{name}");
+        }
+        let lines = b"X-Sum: 1\r\nSet-Cookie: a\r\ngrpc-status:0\r\nContent-Digest: c\r\n";
+        let kept = b"0\r\nX-Sum: 1\r\ngrpc-status:0\r\nContent-Digest: c\r\n\r\n";
+        assert_eq!(&*last_chunk(&head, lines), kept);
+        assert_eq!(&*last_chunk(&head, b""), LAST_CHUNK);
+    }
+
+    #[test]
     fn whatever_the_app_says_the_client_gets_one_framing() {
         let names = "Connection Content-Length Transfer-Encoding Keep-Alive Trailer TE Upgrade \
                      X-Accel-Buffering Date X-Hop Set-Cookie Proxy-Connection Content-Type X_Y";
@@ -322,6 +423,7 @@ mod tests {
                 version,
                 framing,
                 keep_alive: random.bool(),
+                trailers: false,
                 date: DATE,
                 coding: Coding::AsItCame,
             };

@@ -2,6 +2,7 @@
 //! nginx's event pipe does it: the client first; what it does not take now goes into the spool; the
 //! worker is never paced by the client below the disk budget.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::Instant;
 use super::gzip::{self, Gzip};
 use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
-use crate::http1::{ResponseBody, Version, chunk_head};
+use crate::http1::{LAST_CHUNK, ResponseBody, Version, chunk_head};
 use crate::scratch::{Filled, Scratch};
 use crate::server::Gauge;
 use crate::spool::{MAX_PUSH, Spool, SpoolLimits};
@@ -20,7 +21,6 @@ use crate::upstream::body::{Incoming, Taken};
 use crate::upstream::discard::Rest;
 use client_head::{ClientHead, Coding, Framing};
 
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Reads of one response before other connections of the loop have their turn.
 const TURN: u32 = 16;
 /// Bytes of a file that are read for one write to the client.
@@ -61,6 +61,8 @@ pub(super) async fn deliver(
             pump.framing = Framing::Length(pump.spool.unread());
         }
     }
+    // The sum of what the app sent is not that of what we made of it.
+    pump.trailers &= pump.framing == Framing::Chunked && pump.gzip.is_none();
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
     pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
@@ -68,6 +70,7 @@ pub(super) async fn deliver(
         version: x.record.head.version,
         framing: pump.framing,
         keep_alive,
+        trailers: pump.trailers,
         date: &reply::date_now(),
         coding: match (compressible, &pump.gzip) {
             (_, Some(_)) => Coding::Gzip,
@@ -93,6 +96,10 @@ struct Pump {
     incoming: Incoming,
     framing: Framing,
     gzip: Option<Gzip>,
+    /// The client has asked for the trailers of the app's chunked body.
+    trailers: bool,
+    /// Ends a chunked body.
+    last_chunk: Cow<'static, [u8]>,
     /// The head for the client, and how much of it the kernel took.
     head: Vec<u8>,
     head_sent: usize,
@@ -138,6 +145,8 @@ impl Pump {
             incoming: Incoming::new(x.response.body),
             framing,
             gzip: None,
+            trailers: x.record.head.te_trailers && x.response.body == ResponseBody::Chunked,
+            last_chunk: Cow::Borrowed(LAST_CHUNK),
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
@@ -341,6 +350,9 @@ impl Pump {
         // Bytes behind the end of the message are nobody's.
         self.keep_upstream &= used == buf.len();
         if done {
+            if let (true, Incoming::Chunked(body)) = (self.trailers, &self.incoming) {
+                self.last_chunk = client_head::last_chunk(&x.response, body.trailers());
+            }
             // Before the client gets anything: gunicorn holds the worker until we close.
             self.end_upstream(x, None);
         }
@@ -377,7 +389,8 @@ impl Pump {
             0 => (&[], &[]),
             n => (chunk_head(n, &mut size), b"\r\n"),
         };
-        self.pass(c, cx, &[size, payload, crlf, if done { LAST_CHUNK } else { &[] }]);
+        let last = if done { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
+        self.pass(c, cx, &[size, payload, crlf, &last]);
     }
 
     /// To the client what it takes now, the rest into the spool.

@@ -95,7 +95,6 @@ impl ForwardedHead {
                 | FieldId::Http2Settings
                 | FieldId::KeepAlive
                 | FieldId::ProxyAuthenticate
-                | FieldId::ProxyAuthorization
                 | FieldId::ProxyConnection
                 | FieldId::Te
                 | FieldId::Trailer

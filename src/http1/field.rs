@@ -48,7 +48,6 @@ pub enum FieldId {
     MaxForwards,
     Proxy,
     ProxyAuthenticate,
-    ProxyAuthorization,
     ProxyConnection,
     Referer,
     Te,
@@ -132,7 +131,6 @@ impl FieldId {
                 (b"x-forwarded-server", XForwardedServer),
                 (b"proxy-authenticate", ProxyAuthenticate),
             ],
-            19 => &[(b"proxy-authorization", ProxyAuthorization)],
             20 => &[(b"x-forwarded-protocol", XForwardedProtocol)],
             _ => &[],
         };
@@ -380,7 +378,7 @@ pub(super) fn bad(rule: &'static str) -> Violation {
 mod tests {
     use super::*;
 
-    const NAMES: [(&str, FieldId); 46] = {
+    const NAMES: [(&str, FieldId); 45] = {
         use FieldId::*;
         [
             ("Accept", Accept),
@@ -404,7 +402,6 @@ mod tests {
             ("Max-Forwards", MaxForwards),
             ("Proxy", Proxy),
             ("Proxy-Authenticate", ProxyAuthenticate),
-            ("Proxy-Authorization", ProxyAuthorization),
             ("Proxy-Connection", ProxyConnection),
             ("Referer", Referer),
             ("TE", Te),

@@ -21,6 +21,8 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use handover::AppListener;
 
+pub use successor::stop_orphans;
+
 /// The running command.
 #[derive(Debug)]
 pub struct Child {

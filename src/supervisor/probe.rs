@@ -1,5 +1,6 @@
 //! Has the app answered? Asked by the lifecycle at boot, while the port is closed. A listening
 //! socket proves nothing (gunicorn listens before it has workers): only an HTTP answer counts.
+//! (gunicorn's READY=1 of sd_notify proves no more: it is sent at the same moment.)
 //!
 //! One request at a time, and never given up while it is pending: the app would execute each.
 

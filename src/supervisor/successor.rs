@@ -1,11 +1,13 @@
-//! A server that has executed itself anew (gunicorn's USR2): the new master is a child of the old one,
-//! and an orphan when that ends, which comes to us. It is known by the app's listener, which it
-//! holds, and by its workers, which hold it too: an orphaned worker has none.
+//! What the command leaves behind when it ends: processes that hold the app's listener, orphans now,
+//! which come to us. A server that has executed itself anew (gunicorn's USR2) goes on with the work: it
+//! is told by its workers, which hold the listener too. All others are workers of a dead master.
+//!
+//! Unlike the command itself it is not told when we are killed (the kernel forgets that at a fork).
 
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{Pid, getpid};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::Child;
 use crate::config::UpstreamAddr;
@@ -13,15 +15,32 @@ use crate::config::UpstreamAddr;
 impl Child {
     /// The process that goes on with the work of a child that has ended.
     pub fn successor(upstream: &[UpstreamAddr]) -> Option<Child> {
-        let [UpstreamAddr::Unix(path)] = upstream else { return None };
-        let table = fs::read_to_string("/proc/net/unix").ok()?;
-        let inode = listening_inode(&table, path)?;
-        let holders: Vec<(Pid, Pid)> =
-            processes().into_iter().filter(|(pid, _)| holds(*pid, &inode)).collect();
+        let holders = holders(upstream);
         let is_master = |pid: Pid| holders.iter().any(|(_, parent)| *parent == pid);
-        let ours = holders.iter().filter(|(_, parent)| *parent == getpid());
-        ours.map(|(pid, _)| *pid).find(|pid| is_master(*pid)).map(|pid| Child { pid })
+        let mut orphans = orphans(&holders);
+        orphans.find(|pid| is_master(*pid)).map(|pid| Child { pid })
     }
+}
+
+/// Asks workers that the command has left behind to finish what they are at. gunicorn's would see by
+/// themselves that they are alone; uvicorn's would serve for ever beside those of the next start.
+pub fn stop_orphans(upstream: &[UpstreamAddr]) {
+    for pid in orphans(&holders(upstream)) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Who holds the app's listener, each with its parent. (Of TCP nothing is known.)
+fn holders(upstream: &[UpstreamAddr]) -> Vec<(Pid, Pid)> {
+    let [UpstreamAddr::Unix(path)] = upstream else { return Vec::new() };
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let Some(inode) = listening_inode(&table, path) else { return Vec::new() };
+    processes().into_iter().filter(|(pid, _)| holds(*pid, &inode)).collect()
+}
+
+fn orphans(holders: &[(Pid, Pid)]) -> impl Iterator<Item = Pid> {
+    let us = getpid();
+    holders.iter().filter(move |(_, parent)| *parent == us).map(|(pid, _)| *pid)
 }
 
 /// `socket:[INODE]` of the socket that listens at `path`, from the text of `/proc/net/unix`.

@@ -13,7 +13,9 @@ def app(environ, start_response):
 
 
 def hello(environ, query, start_response):
-    return answer(start_response, b"Hello from %d\n" % os.getpid())
+    page = answer(start_response, b"Hello from %d\n" % os.getpid())
+    # gunicorn complains of a body in answer to HEAD, which is how bufproxy asks at boot.
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else page
 
 
 def big(environ, query, start_response):

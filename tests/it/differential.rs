@@ -1,14 +1,19 @@
-//! The codec against hyper, an independent reader of the same bytes: as server for requests, as
-//! client for responses. Where both take a message they must have read the same; where only one
-//! takes it, the table names it and says why that is right.
+//! The codec against independent readers of the same bytes: hyper, as server for requests and as
+//! client for responses, and gunicorn's parser. Who takes a message that we take must have read the
+//! same; where only one takes it, a table names it and says why that is right.
 
 // In the helpers too a panic is the report.
 #![allow(clippy::unwrap_used)]
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::fs;
+use std::io::{Seek, Write};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 
+use bufproxy::config::Peer;
 use bufproxy::error::Reason;
 use bufproxy::http1::{
     Chunked, Field, Limits, RequestBody, RequestHead, ResponseBody, ResponseHead,
@@ -17,7 +22,11 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::fuzzing::harness::{configured, head_for_app};
+use crate::support::{mutate, repository, venv};
 
 const LIMITS: Limits = Limits { head: 32 << 10, fields: 100 };
 
@@ -49,143 +58,303 @@ const HOST: &str = "the app needs one valid Host";
 const VERBATIM: &str = "browsers send such bytes; what they mean is up to the app";
 const TARGET: &str = "the target has no form that a reverse proxy serves";
 
+const REQUESTS: &[(&str, Taken)] = &[
+    // Request lines and targets.
+    ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET /a//b/../c%2F?x=%00&y=[1] HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET /{\"a\"}?b HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET /a|b?x={\"<y>\"}`^\\ HTTP/1.1\r\nHost: a\r\n\r\n", Us(VERBATIM)),
+    ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("brew / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET http://b.test:80/x?y HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET http://b.test HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET / HTTP/1.0\r\n\r\n", Both),
+    ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+    ("GET / x HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+    ("GET HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+    ("GET /\r\n\r\n", Neither),
+    ("GET / HTTP/1.1x\r\nHost: a\r\n\r\n", Neither),
+    ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Neither),
+    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Neither),
+    ("GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+    ("\x16\x03\x01\x02", Neither),
+    ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Us("RFC 9110, 2.5: a higher minor version is 1.1")),
+    ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+    ("GET /\u{c3}\u{a9} HTTP/1.1\r\nHost: a\r\n\r\n", Hyper("the app refuses 8-bit targets")),
+    ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
+    ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
+    ("GET b.test:80 HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
+    ("GET ftp://b.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
+    ("GET http://u@b.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
+    ("CONNECT b.test:443 HTTP/1.1\r\nHost: b.test\r\n\r\n", Hyper(TARGET)),
+    ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(BARE_LF)),
+    ("GET / HTTP/1.1\nHost: a\r\n\r\n", Hyper(BARE_LF)),
+    // Field lines.
+    ("GET / HTTP/1.1\r\nHost: a\r\nX:\r\nY: \t b \t\r\nx: c,d\r\n\r\n", Both),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX_Y: 1\r\nX-O: caf\u{e9}\t\u{ff}\r\n\r\n", Both),
+    ("GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\n X: y\r\nHost: a\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX: y\0z\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX: \x7f\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX\0: y\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n", Neither),
+    ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", Hyper(BARE_LF)),
+    ("GET / HTTP/1.1\r\nHost: a\r\n\n", Hyper(BARE_LF)),
+    ("GET / HTTP/1.1\r\n\r\n", Hyper(HOST)),
+    ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Hyper(HOST)),
+    ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Hyper(HOST)),
+    ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Hyper(HOST)),
+    ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", Hyper("417 is ours to answer")),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
+        Hyper("gunicorn refuses a second Content-Type"),
+    ),
+    // Content-Length.
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", Both),
+    ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0005\r\n\r\nhelloGET /", Both),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET /", Both),
+    ("POST / HTTP/1.1\r\nHost: a\r\n\r\nGET /", Both),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nhello", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -0\r\n\r\n", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5 5\r\n\r\nhello", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551621\r\n\r\nhello", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", Neither),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        Hyper("two lengths are refused, equal or not"),
+    ),
+    // Transfer-Encoding.
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        Both,
+    ),
+    ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: cow\r\n\r\n", Neither),
+    ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n", Neither),
+    ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Neither),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        Hyper(AMBIGUOUS),
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        Hyper("the app could not decode gzip"),
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        Hyper("chunked twice is not allowed (RFC 9112, 6.1)"),
+    ),
+];
+
+/// Bodies of a chunked request.
+const CHUNKS: &[(&str, Taken)] = &[
+    ("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", Both),
+    ("1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0000\r\n\r\n", Both),
+    ("5;a=b;c=\"q;r\"\r\nhello\r\n0;last\r\n\r\n", Both),
+    ("5 ;a=b\r\nhello\r\n0\r\n\r\n", Both),
+    ("5\r\nhello\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\n", Both),
+    ("", Neither),
+    ("5\r\nhello\r\n0\r\n", Neither),
+    ("5\r\nhello", Neither),
+    ("0x5\r\nhello\r\n0\r\n\r\n", Neither),
+    ("-5\r\nhello\r\n0\r\n\r\n", Neither),
+    ("\r\nhello\r\n0\r\n\r\n", Neither),
+    ("5g\r\nhello\r\n0\r\n\r\n", Neither),
+    ("10000000000000005\r\nhello\r\n0\r\n\r\n", Neither),
+    ("5\nhello\r\n0\r\n\r\n", Neither),
+    ("5\r\nhello\n0\r\n\r\n", Neither),
+    ("5\r\nhello0\r\n\r\n", Neither),
+    ("5;a\nb\r\nhello\r\n0\r\n\r\n", Neither),
+    ("5\r\nhello\r\n0\r\n\n", Neither),
+    ("5\r\nhello\r\n0\r\nnonsense\r\n\r\n", Neither),
+    ("5 \r\nhello\r\n0\r\n\r\n", Hyper("whitespace belongs before an extension only")),
+    ("5;\0\r\nhello\r\n0\r\n\r\n", Hyper("control bytes are not in the grammar")),
+    ("5;a=\r\nhello\r\n0\r\n\r\n", Hyper("an extension has a name, and a value behind =")),
+    (
+        "00000000000000005\r\nhello\r\n0\r\n\r\n",
+        Hyper("a size has as many digits as a number of 64 bits"),
+    ),
+];
+
+fn with_chunks(body: &[u8]) -> Vec<u8> {
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    [head, body].concat()
+}
+
 #[test]
 fn requests_are_read_as_hyper_reads_them() {
-    let cases: &[(&str, Taken)] = &[
-        // Request lines and targets.
-        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET /a//b/../c%2F?x=%00&y=[1] HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET /{\"a\"}?b HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET /a|b?x={\"<y>\"}`^\\ HTTP/1.1\r\nHost: a\r\n\r\n", Us(VERBATIM)),
-        ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("brew / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET http://b.test:80/x?y HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET http://b.test HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Both),
-        ("GET / HTTP/1.0\r\n\r\n", Both),
-        ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
-        ("GET / x HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
-        ("GET HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
-        ("GET /\r\n\r\n", Neither),
-        ("GET / HTTP/1.1x\r\nHost: a\r\n\r\n", Neither),
-        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Neither),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Neither),
-        ("GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
-        ("\x16\x03\x01\x02", Neither),
-        ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Us("RFC 9110, 2.5: a higher minor version is 1.1")),
-        ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
-        ("GET /\u{c3}\u{a9} HTTP/1.1\r\nHost: a\r\n\r\n", Hyper("the app refuses 8-bit targets")),
-        ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
-        ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
-        ("GET b.test:80 HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
-        ("GET ftp://b.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
-        ("GET http://u@b.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(TARGET)),
-        ("CONNECT b.test:443 HTTP/1.1\r\nHost: b.test\r\n\r\n", Hyper(TARGET)),
-        ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Hyper(BARE_LF)),
-        ("GET / HTTP/1.1\nHost: a\r\n\r\n", Hyper(BARE_LF)),
-        // Field lines.
-        ("GET / HTTP/1.1\r\nHost: a\r\nX:\r\nY: \t b \t\r\nx: c,d\r\n\r\n", Both),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX_Y: 1\r\nX-O: caf\u{e9}\t\u{ff}\r\n\r\n", Both),
-        ("GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\n X: y\r\nHost: a\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: y\0z\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: \x7f\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX\0: y\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n", Neither),
-        ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", Hyper(BARE_LF)),
-        ("GET / HTTP/1.1\r\nHost: a\r\n\n", Hyper(BARE_LF)),
-        ("GET / HTTP/1.1\r\n\r\n", Hyper(HOST)),
-        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Hyper(HOST)),
-        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Hyper(HOST)),
-        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Hyper(HOST)),
-        ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", Hyper("417 is ours to answer")),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
-            Hyper("gunicorn refuses a second Content-Type"),
-        ),
-        // Content-Length.
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", Both),
-        ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0005\r\n\r\nhelloGET /", Both),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET /", Both),
-        ("POST / HTTP/1.1\r\nHost: a\r\n\r\nGET /", Both),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nhello", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -0\r\n\r\n", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5 5\r\n\r\nhello", Neither),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551621\r\n\r\nhello",
-            Neither,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
-            Neither,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
-            Hyper("two lengths are refused, equal or not"),
-        ),
-        // Transfer-Encoding.
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-            Both,
-        ),
-        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: cow\r\n\r\n", Neither),
-        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n", Neither),
-        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Neither),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            Hyper(AMBIGUOUS),
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-            Hyper("the app could not decode gzip"),
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-            Hyper("chunked twice is not allowed (RFC 9112, 6.1)"),
-        ),
-    ];
-    check(cases, our_request, hyper_request);
+    check(REQUESTS, our_request, hyper_request);
 }
 
 #[test]
 fn chunked_bodies_are_read_as_hyper_reads_them() {
-    let cases: &[(&str, Taken)] = &[
-        ("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", Both),
-        ("1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0000\r\n\r\n", Both),
-        ("5;a=b;c=\"q;r\"\r\nhello\r\n0;last\r\n\r\n", Both),
-        ("5 ;a=b\r\nhello\r\n0\r\n\r\n", Both),
-        ("5\r\nhello\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\n", Both),
-        ("", Neither),
-        ("5\r\nhello\r\n0\r\n", Neither),
-        ("5\r\nhello", Neither),
-        ("0x5\r\nhello\r\n0\r\n\r\n", Neither),
-        ("-5\r\nhello\r\n0\r\n\r\n", Neither),
-        ("\r\nhello\r\n0\r\n\r\n", Neither),
-        ("5g\r\nhello\r\n0\r\n\r\n", Neither),
-        ("10000000000000005\r\nhello\r\n0\r\n\r\n", Neither),
-        ("5\nhello\r\n0\r\n\r\n", Neither),
-        ("5\r\nhello\n0\r\n\r\n", Neither),
-        ("5\r\nhello0\r\n\r\n", Neither),
-        ("5;a\nb\r\nhello\r\n0\r\n\r\n", Neither),
-        ("5\r\nhello\r\n0\r\n\n", Neither),
-        ("5\r\nhello\r\n0\r\nnonsense\r\n\r\n", Neither),
-        ("5 \r\nhello\r\n0\r\n\r\n", Hyper("whitespace belongs before an extension only")),
-        ("5;\0\r\nhello\r\n0\r\n\r\n", Hyper("control bytes are not in the grammar")),
-        ("5;a=\r\nhello\r\n0\r\n\r\n", Hyper("an extension has a name, and a value behind =")),
-        (
-            "00000000000000005\r\nhello\r\n0\r\n\r\n",
-            Hyper("a size has as many digits as a number of 64 bits"),
-        ),
-    ];
-    const HEAD: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let with_head = |body: &[u8]| [HEAD.as_bytes(), body].concat();
-    check(cases, |body| our_request(&with_head(body)), |body| hyper_request(&with_head(body)));
+    check(CHUNKS, |body| our_request(&with_chunks(body)), |body| hyper_request(&with_chunks(body)));
+}
+
+/// Who refuses what we take, and why that is right; by the message and its head.
+type Excuse = (&'static str, &'static str, fn(&[u8], &RequestHead) -> bool);
+const EXCUSES: &[Excuse] = &[
+    ("hyper", VERBATIM, |_, head| head.target().iter().any(|b| b"\"<>\\^`{|}".contains(b))),
+    ("hyper", "RFC 9110, 2.5: a higher minor version is 1.1", |_, head| {
+        !matches!(head.line.of(&head.bytes), [.., b'0' | b'1'])
+    }),
+    ("gunicorn", "skips one empty line; the app gets none from us", |input, _| {
+        input.starts_with(b"\r\n\r\n")
+    }),
+    (
+        "gunicorn",
+        "its methods have 3 to 20 letters and no small ones; it answers 400 itself",
+        |_, head| {
+            let method = head.method();
+            !(3..=20).contains(&method.len())
+                || method.iter().any(|b| b"#".contains(b) || b.is_ascii_lowercase())
+        },
+    ),
+];
+
+#[test]
+fn whoever_takes_a_request_reads_it_as_we_do() {
+    let inputs = generated();
+    let compared = compare(&inputs);
+    assert!(compared.hyper > 400, "{}", compared.hyper);
+    if let Some(gunicorn) = compared.gunicorn {
+        assert!(gunicorn > 300, "{gunicorn}");
+        assert_eq!(compared.excuses.len(), EXCUSES.len(), "only needed: {:?}", compared.excuses);
+    }
+}
+
+#[test]
+fn app_reads_what_it_is_given_as_it_was_meant() {
+    let config = configured(&[]).unwrap();
+    let peer = Peer::Ip("192.0.2.1:1".parse().unwrap());
+    let given = generated().into_iter().map(|input| {
+        let meant = our_request(&input).unwrap();
+        let mut head = RequestHead::default();
+        head.parse(&input, &LIMITS).unwrap();
+        let length = (head.body != RequestBody::None).then_some(meant.body.len() as u64);
+        let given = [head_for_app(&head, &config, peer, length), meant.body.clone()].concat();
+        let read = our_request(&given).unwrap();
+        assert_eq!((&read.first[0], &read.body), (&meant.first[0], &meant.body));
+        given
+    });
+    let compared = compare(&given.collect::<Vec<_>>());
+    assert!(compared.hyper > 400, "{}", compared.hyper);
+    assert!(compared.gunicorn.is_none_or(|gunicorn| gunicorn > 400), "{:?}", compared.gunicorn);
+}
+
+/// How many of the requests the others took, and the excuses that the rest needed.
+struct Compared {
+    hyper: usize,
+    /// None: there is no Python for it.
+    gunicorn: Option<usize>,
+    excuses: BTreeSet<&'static str>,
+}
+
+/// Has requests that we take read by the others, too: who takes one has read the same, who does not
+/// has an excuse.
+fn compare(inputs: &[Vec<u8>]) -> Compared {
+    let gunicorn = gunicorn_requests(inputs);
+    let (mut hypers, mut gunicorns) = (0, 0);
+    let (mut excuses, mut unexcused) = (BTreeSet::new(), Vec::new());
+    for (i, input) in inputs.iter().enumerate() {
+        let us = our_request(input).unwrap();
+        let mut head = RequestHead::default();
+        head.parse(input, &LIMITS).unwrap();
+        let mut refused = |reader: &str, error: &str| {
+            let excuse = EXCUSES.iter().find(|(who, _, is)| *who == reader && is(input, &head));
+            match excuse {
+                Some((_, why, _)) => drop(excuses.insert(*why)),
+                None => {
+                    let input = input.escape_ascii();
+                    unexcused.push(format!("{reader} refuses \"{input}\": {error}"));
+                }
+            }
+        };
+        match hyper_request(input) {
+            Some(hyper) => {
+                assert_eq!(hyper, us, "{}", input.escape_ascii());
+                hypers += 1;
+            }
+            None => refused("hyper", ""),
+        }
+        match gunicorn.as_ref().map(|readings| &readings[i]) {
+            Some(Ok(gunicorn)) => {
+                // It leaves the target as it came.
+                let target = String::from_utf8_lossy(head.target()).into();
+                let first = vec![us.first[0].clone(), target];
+                assert_eq!(*gunicorn, Seen { first, ..us }, "{}", input.escape_ascii());
+                gunicorns += 1;
+            }
+            Some(Err(error)) => refused("gunicorn", error),
+            None => {}
+        }
+    }
+    assert_eq!(unexcused, [""; 0], "{unexcused:#?}");
+    println!("{} requests, taken by hyper {hypers}, by gunicorn {gunicorns}", inputs.len());
+    Compared { hyper: hypers, gunicorn: gunicorn.map(|_| gunicorns), excuses }
+}
+
+/// Different requests that we take, the same in every run: those of the tables and of the fuzzer's
+/// corpus, and mutants of them.
+fn generated() -> Vec<Vec<u8>> {
+    let latin = |(text, _): &(&str, Taken)| text.chars().map(|c| c as u8).collect::<Vec<u8>>();
+    let chunks = CHUNKS.iter().map(|case| with_chunks(&latin(case)));
+    let corpus = fs::read_dir(repository().join("tests/corpus/request_head")).unwrap();
+    let corpus = corpus.map(|file| fs::read(file.unwrap().path()).unwrap());
+    let mut seeds: Vec<Vec<u8>> = REQUESTS.iter().map(latin).chain(chunks).chain(corpus).collect();
+    seeds.sort();
+    seeds.retain(|seed| our_request(seed).is_some());
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut inputs = BTreeSet::from_iter(seeds.clone());
+    while inputs.len() < 500 {
+        let mutant = mutate(random.choice(&seeds).unwrap(), &seeds, &mut random);
+        if our_request(&mutant).is_some() {
+            inputs.insert(mutant);
+        }
+    }
+    inputs.into_iter().collect()
+}
+
+/// What gunicorn's parser makes of the requests; None where there is no Python for it.
+fn gunicorn_requests(inputs: &[Vec<u8>]) -> Option<Vec<Result<Seen, String>>> {
+    let venv = match std::panic::catch_unwind(venv) {
+        Ok(venv) => venv,
+        Err(_) => {
+            eprintln!("skipped: gunicorn's parser, as its virtual environment cannot be made");
+            return None;
+        }
+    };
+    let latin = |bytes: &Vec<u8>| bytes.iter().map(|&b| b as char).collect::<String>();
+    let texts: Vec<String> = inputs.iter().map(latin).collect();
+    let mut stdin = tempfile::tempfile().unwrap();
+    stdin.write_all(&serde_json::to_vec(&texts).unwrap()).unwrap();
+    stdin.rewind().unwrap();
+    let mut python = Command::new(venv.join("python"));
+    python.arg(repository().join("tests/gunicorn_parser.py")).stdin(stdin);
+    let output = python.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success());
+    let readings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    Some(readings.iter().map(gunicorn_reading).collect())
+}
+
+fn gunicorn_reading(reading: &Value) -> Result<Seen, String> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let bytes = |value: &Value| text(value).chars().map(|c| c as u8).collect::<Vec<u8>>();
+    if let Some(error) = reading.get("refused") {
+        return Err(text(error));
+    }
+    let fields = reading["fields"].as_array().unwrap().iter();
+    Ok(Seen {
+        first: vec![text(&reading["method"]), text(&reading["target"])],
+        fields: sorted(fields.map(|field| (text(&field[0]), bytes(&field[1])))),
+        body: bytes(&reading["body"]),
+    })
 }
 
 #[test]
@@ -300,7 +469,10 @@ fn our_request(input: &[u8]) -> Option<Seen> {
         RequestBody::Chunked => dechunk(rest, Reason::BadRequest)?,
     };
     let authority = head.authority.map_or(&b""[..], |span| span.of(&head.bytes));
-    let target = [head.path_prefix(), head.path.of(&head.bytes)].concat();
+    // Without a path hyper says `/` for OPTIONS, too (and not `*`, as RFC 9112, 3.2.4 has it).
+    let path = head.path.of(&head.bytes);
+    let prefix: &[u8] = if matches!(path, [] | [b'?', ..]) { b"/" } else { b"" };
+    let target = [prefix, path].concat();
     let first =
         [head.method(), authority, &target].map(|part| String::from_utf8_lossy(part).into());
     Some(Seen { first: first.into(), fields: our_fields(&head.fields, &head.bytes), body })
@@ -361,9 +533,10 @@ fn hyper_request(input: &[u8]) -> Option<Seen> {
             let (head, body) = request.into_parts();
             if let Ok(body) = body.collect().await {
                 let authority = head.uri.authority().map_or("", |authority| authority.as_str());
-                let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+                let query = head.uri.query().map(|query| format!("?{query}"));
+                let target = head.uri.path().to_owned() + &query.unwrap_or_default();
                 *seen.borrow_mut() = Some(Seen {
-                    first: vec![head.method.to_string(), authority.into(), target.into()],
+                    first: vec![head.method.to_string(), authority.into(), target],
                     fields: hyper_fields(&head.headers),
                     body: body.to_bytes().into(),
                 });

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -298,6 +298,56 @@ fn directive_map_names_options_and_their_defaults() {
         }
     }
     assert!(rows > 30, "{rows} rows");
+}
+
+/// Every Rust file below these directories of the repository: its name and its text.
+fn sources(directories: &[&str]) -> Vec<(PathBuf, String)> {
+    let mut open: Vec<_> = directories.iter().map(|dir| repository().join(dir)).collect();
+    let mut sources = Vec::new();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            sources.push((path, text));
+        }
+    }
+    sources
+}
+
+#[test]
+fn table_of_http_rules_is_whole() {
+    let page = read("http.md");
+    let mut said = Vec::new();
+    let all = sources(&["src", "tests/it"]);
+    for row in page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| rule |")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [rule, what, tests] = cells[..] else { panic!("{row}") };
+        assert!(!what.is_empty(), "{row}");
+        said.push(rule.trim_matches('`'));
+        for test in tests.split(", ") {
+            let test = test.strip_prefix('`').and_then(|test| test.strip_suffix('`'));
+            let test = format!("#[test]\nfn {}() {{", test.unwrap_or_else(|| panic!("{row}")));
+            let is_there = |source: &str| source.replace("\n    fn ", "\nfn ").contains(&test);
+            assert!(all.iter().any(|(_, source)| is_there(source)), "no test as in {row}");
+        }
+    }
+    // Each text that a violation can have.
+    let mut rules = 0;
+    for (path, source) in sources(&["src/http1", "src/upstream"]) {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        let (code, _) = source.split_once("#[cfg(test)]").unwrap_or((&source, ""));
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for text in code.flat_map(|line| line.split('"').skip(1).step_by(2)) {
+            if text.contains("RFC 9") {
+                assert!(said.contains(&text), "docs/http.md has no row for {text}");
+                rules += 1;
+            }
+        }
+    }
+    assert!(rules > 40, "{rules} rules");
 }
 
 #[test]

@@ -59,14 +59,17 @@ fn drain_gives_up_at_its_timeout_and_says_what_is_under_way() {
     assert_eq!(client.response().status(), 200);
 }
 
-/// gunicorn with `config/gunicorn.conf.py`, as docs/heroku.md says, and these workers.
-fn drain_first(workers: &[&str]) -> Proxy {
+/// gunicorn with `config/gunicorn.conf.py`, as docs/heroku.md says, and these workers; on a socket that
+/// its command line names, or on the one that it is passed.
+fn drain_first(workers: &[&str], named: bool) -> Proxy {
     let dir = tempfile::tempdir().unwrap();
-    let socket = format!("unix:{}", dir.path().join("app.sock").display());
     let mut command = bufproxy(dir.path());
     command.env("DYNO", "web.1").env("PYTHONDONTWRITEBYTECODE", "1");
     command.args(["--listen", "127.0.0.1:0", "--child-stop-signal", "QUIT", "--"]);
-    command.arg(venv().join("gunicorn")).args(["--bind", &socket]).args(workers);
+    command.arg(venv().join("gunicorn")).args(workers);
+    if named {
+        command.args(["--bind", &format!("unix:{}", dir.path().join("app.sock").display())]);
+    }
     command.arg("--config").arg(repository().join("config/gunicorn.conf.py"));
     command.arg("--chdir").arg(repository()).arg("tests.apps.wsgi:app");
     let proxy = Proxy::spawn(command, dir);
@@ -81,8 +84,8 @@ fn drain_first(workers: &[&str]) -> Proxy {
 fn term_to_everybody_loses_nothing_where_gunicorn_drains_first() {
     let sync = ["--workers", "2", "--worker-class", "sync"];
     let gthread = ["--workers", "1", "--worker-class", "gthread", "--threads", "2"];
-    for workers in [&sync[..], &gthread[..]] {
-        let proxy = drain_first(workers);
+    for (workers, named) in [(&sync[..], true), (&sync[..], false), (&gthread[..], false)] {
+        let proxy = drain_first(workers, named);
         let mut idle = proxy.connect();
         idle.get("/");
         assert_eq!(idle.response().status(), 200);

@@ -449,3 +449,43 @@ fn head_that_comes_byte_by_byte_is_the_same_head() {
     drop(worker);
     assert_eq!(client.response().text(), "slowly");
 }
+
+#[test]
+fn half_closed_client_has_left() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+    let (worker, _) = app.request();
+    client.half_close();
+    client.wait_closed();
+    assert_eq!(proxy.record("/half").get("end"), "client_gone");
+    worker.reply("to nobody");
+}
+
+#[test]
+fn flood_of_interim_responses_becomes_502() {
+    let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    for (hints, status) in [(16, 200), (17, 502)] {
+        let app = App::answering([hint.repeat(hints).into_bytes(), ok("final")].concat());
+        let proxy = Proxy::start(&app, &[]);
+        let mut client = proxy.connect();
+        client.get("/flood");
+        for _ in 0..16 {
+            assert_eq!(client.head().status(), 103);
+        }
+        assert_eq!(client.response().status(), status);
+    }
+}
+
+#[test]
+fn max_forwards_zero_does_not_reach_the_app() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    for (method, status) in [("OPTIONS", 200), ("TRACE", 501)] {
+        let mut client = proxy.connect();
+        client.send(format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n"));
+        assert_eq!(client.response().status(), status, "{method}");
+    }
+    app.assert_no_connection();
+}

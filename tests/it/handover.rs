@@ -170,6 +170,30 @@ fn app_that_ends_before_it_has_answered_is_not_started_again() {
 }
 
 #[test]
+fn workers_of_a_dead_master_do_not_serve_beside_the_next_ones() {
+    /// A master with one worker, which does not look whether its parent lives.
+    const MASTER: &str = "
+import os, sys
+if os.fork() == 0:
+    os.environ['LISTEN_PID'] = str(os.getpid())
+    os.execvp('python3', ['python3', sys.argv[1], '-'])
+os.wait()
+";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--pass-socket", "on", "--restart", "on"]);
+    command.arg("--upstream").arg(unix_path(&dir));
+    command.args(["--", "python3", "-c", MASTER]).arg(worker());
+    let proxy = open(Proxy::spawn(command, dir));
+    let (master, old) = (app_behind(&proxy), app(&proxy));
+    assert_ne!(master, old);
+    kill_process(master, Signal::KILL).unwrap();
+    proxy.stdout.wait_for(|line| line == "got SIGTERM");
+    assert_ne!(app(&proxy), old);
+    assert_eq!(proxy.stop().code, 0);
+}
+
+#[test]
 fn app_that_binds_the_path_itself_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = bufproxy(dir.path());

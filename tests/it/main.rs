@@ -26,6 +26,8 @@ mod expect;
 mod forwarding;
 // Every message has one reading; a cut one never looks complete.
 mod framing;
+// No bytes break a promise.
+mod fuzzing;
 // The real one, wrapped.
 mod gunicorn;
 // Fewer bytes for those who ask.

@@ -299,7 +299,13 @@ fn systemd_unit_waits_for_the_drain() {
         assert!(checked.get(option).starts_with("unix:/run/bufproxy/"), "{option}");
     }
     assert_eq!(get("RuntimeDirectory"), "bufproxy");
-    assert!(checked.get("concurrency") == "4", "{}", checked.text);
+    assert_eq!(checked.get("concurrency"), "4");
+    assert_eq!((get("Type"), get("NotifyAccess")), ("notify", "main"));
+    assert!(checked.seconds("boot-timeout") < get("TimeoutStartSec").parse().unwrap());
+    // The socket unit stands for --listen.
+    let socket = read("config/systemd/bufproxy.socket");
+    let port = socket.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
+    assert_eq!(checked.get("listen"), format!(":{port}"));
 }
 
 #[test]

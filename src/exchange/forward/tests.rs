@@ -227,8 +227,7 @@ fn end_to_end_fields_keep_their_order_bytes_and_case() {
 fn fields_of_the_connection_and_the_framing_end_here() {
     let head = forward(
         "POST / HTTP/1.1\nHost: a\nConnection: keep-alive, upgrade\nKeep-Alive: timeout=5\n\
-         Proxy-Connection: keep-alive\nProxy-Authenticate: a\nProxy-Authorization: Basic eDp5\n\
-         Proxy: http://127.0.0.1:9\nTE: trailers\nTrailer: X-T\nTransfer-Encoding: chunked\n\
+         Proxy-Connection: keep-alive\nProxy-Authenticate: a\nProxy: http://127.0.0.1:9\nTE: trailers\nTrailer: X-T\nTransfer-Encoding: chunked\n\
          Expect: 100-continue\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAARAAAAA\n\
          Content-Type: a/b\n",
         UNTRUSTED,
@@ -252,6 +251,13 @@ fn fields_of_the_connection_and_the_framing_end_here() {
         ]
     );
     assert_eq!(values(&head, "Connection"), ["close"]);
+}
+
+/// RFC 9110, 11.7.2: it is for the first that asked for it, which may be the app, and is not us.
+#[test]
+fn credentials_for_a_proxy_are_passed_on() {
+    let head = forward("GET / HTTP/1.1\nHost: a\nProxy-Authorization: Basic eDp5\n", UNTRUSTED);
+    assert_eq!(values(&head, "Proxy-Authorization"), ["Basic eDp5"]);
 }
 
 #[test]
@@ -475,7 +481,7 @@ fn whatever_is_sent_the_app_gets_one_reading_of_it() {
     ];
     let forbidden = "x-forwarded-ssl x-forwarded-protocol x-forwarded-scheme front-end-https keep-alive \
         proxy-connection proxy te trailer transfer-encoding expect upgrade http2-settings \
-        x-queue-start script_name x_forwarded_for proxy-authorization proxy-authenticate";
+        x-queue-start script_name x_forwarded_for proxy-authenticate";
     let names: Vec<&str> = names.split(' ').collect();
     let mut random = fastrand::Rng::with_seed(2);
     let mut config = config();

@@ -5,6 +5,7 @@ mod app;
 mod client;
 mod lines;
 mod message;
+mod mutate;
 mod proxy;
 mod python;
 
@@ -14,6 +15,7 @@ pub(crate) use app::{App, AppConn, ok, unix_path};
 pub(crate) use client::Client;
 pub(crate) use lines::Lines;
 pub(crate) use message::{Message, chunked, pattern};
+pub(crate) use mutate::mutate;
 pub(crate) use proxy::{Proxy, bufproxy};
 pub(crate) use python::{repository, venv};
 
