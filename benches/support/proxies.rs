@@ -127,7 +127,15 @@ impl Proxy {
             }
             Kind::Haproxy => {
                 let reuse = if keep_alive { "http-reuse always" } else { "http-reuse never" };
-                let config = configure(include_str!("../conf/haproxy.cfg"), &[("@REUSE@", reuse)])?;
+                // As bufproxy is told how many workers there are, so is HAProxy.
+                let limit = match concurrency.parse::<usize>() {
+                    Ok(workers) => format!("maxconn {workers}"),
+                    Err(_) => String::new(),
+                };
+                let config = configure(
+                    include_str!("../conf/haproxy.cfg"),
+                    &[("@REUSE@", reuse), ("@LIMIT@", &limit)],
+                )?;
                 command = Command::new("haproxy");
                 command.arg("-db").arg("-f").arg(config);
             }

@@ -25,8 +25,9 @@ pub(crate) type Ticket = u64;
 /// so long somebody waits below capacity, too.
 const TARGET: Duration = Duration::from_millis(100);
 const MAX_TARGET: Duration = Duration::from_secs(1);
-/// Targets for which all waits must have been above it.
-const INTERVAL: u32 = 10;
+/// For this long, and for some targets more, all waits must have been above the target.
+const INTERVAL: Duration = Duration::from_millis(500);
+const TARGETS: u32 = 5;
 /// Times that interval after nothing could be dispatched: the line that came of it drains.
 const AFTER_STALL: u32 = 3;
 
@@ -332,7 +333,8 @@ impl<W> Queue<W> {
             return;
         }
         let (since, first) = *self.standing.get_or_insert((now, waited));
-        let interval = target * INTERVAL * if self.after_stall { AFTER_STALL } else { 1 };
+        let interval =
+            (INTERVAL + target * TARGETS) * if self.after_stall { AFTER_STALL } else { 1 };
         if now - since >= interval {
             self.newest_first = waited >= first;
             self.standing = Some((now, waited));
