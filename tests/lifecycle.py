@@ -341,6 +341,39 @@ def hand_over(run):
             assert proxy.end() == 0, proxy.lines
 
 
+def launchers(run):
+    """concurrency auto behind real launchers: gunicorn's workers are found, and TTIN reaches it."""
+    venv = REPOSITORY / "target/launchers-venv"
+    if not (venv / "bin/uv").exists():
+        packages = ["gunicorn", "newrelic", "ddtrace", "opentelemetry-distro", "uv"]
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        if subprocess.run([venv / "bin/pip", "install", "--quiet", *packages]).returncode:
+            raise Skip("pip install")
+    # Nobody is to be told anything.
+    quiet = {"NEW_RELIC_ENABLED": "false", "NEW_RELIC_LOG": "stderr", "DD_TRACE_ENABLED": "false",
+             "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false",
+             "OTEL_SDK_DISABLED": "true", "UV_OFFLINE": "1", "VIRTUAL_ENV": str(venv),
+             "PATH": f"{venv}/bin:{os.environ['PATH']}"}
+    for launcher in (["newrelic-admin", "run-program"], ["ddtrace-run"], ["opentelemetry-instrument"],
+                     ["uv", "run", "--no-project"], ["sh", "-c"], ["bash", "-c"]):
+        with tempfile.TemporaryDirectory() as directory:
+            gunicorn = ["gunicorn", "--bind", f"unix:{directory}/app.sock", "--workers", "2", *WSGI]
+            if launcher[-1] == "-c":
+                # Two commands, so that the shell stays.
+                gunicorn = ["true && " + " ".join(gunicorn) + "; exit $?"]
+            command = [run.bufproxy, "--listen", "127.0.0.1:0", "--", *launcher, *gunicorn]
+            with Program(command, TMPDIR=directory, **quiet) as proxy:
+                proxy.wait_for(r"concurrency 2 \(gunicorn sync, 2 workers\)")
+                proxy.wait_for("port open")
+                proxy.process.send_signal(signal.SIGTTIN)
+                proxy.wait_for("concurrency 3: the app has 3 workers")
+                [child] = children(proxy.process.pid)
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+                proxy.process.terminate()
+                assert proxy.end() == 0, proxy.lines
+        print(f"  {' '.join(launcher)}: 2 workers, 3 after TTIN; our child is {name}")
+
+
 def take_over(run):
     """Socket activation: one sidecar ends and the next one starts under load, on one listener."""
     with contextlib.ExitStack() as stack:
@@ -554,7 +587,7 @@ async def response(reader, pace=None):
 
 
 CASES = {case.__name__: case for case in (
-    boot, no_ipv6, pid_1, kill_9, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
+    boot, no_ipv6, pid_1, kill_9, launchers, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
 )}
 
 
