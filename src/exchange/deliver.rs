@@ -175,16 +175,16 @@ impl Pump {
             self.feed(c, x, cx, rest.bytes_mut());
         }
         for _ in 0..TURN {
-            let moved = self.send(c, cx) | self.fetch(c, x, cx);
-            self.note(c, x);
-            if let Some(reason) = self.failed {
-                return Poll::Ready(Err(reason));
-            }
             if let Some(reason) = self.cut
                 && self.head_sent == 0
             {
                 // Nothing is with the client: it gets a clean answer (invariant 6).
                 return Poll::Ready(Err(clean(reason)));
+            }
+            let moved = self.send(c, cx) | self.fetch(c, x, cx);
+            self.note(c, x);
+            if let Some(reason) = self.failed {
+                return Poll::Ready(Err(reason));
             }
             if self.upstream.is_none() && self.all_sent() {
                 return Poll::Ready(self.cut.map_or(Ok(()), Err));
@@ -342,7 +342,8 @@ impl Pump {
             Ok(taken) => taken,
             Err(violation) => {
                 tracing::warn!("the app's response was cut: {}", violation.rule);
-                self.give_up(x, Reason::Truncated);
+                let begun = self.head_sent > 0;
+                self.give_up(x, if begun { Reason::Truncated } else { violation.reason });
                 return None;
             }
         };
@@ -389,7 +390,9 @@ impl Pump {
             0 => (&[], &[]),
             n => (chunk_head(n, &mut size), b"\r\n"),
         };
-        let last = if done { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
+        // What was cut gets no end.
+        let whole = done && self.cut.is_none();
+        let last = if whole { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
         self.pass(c, cx, &[size, payload, crlf, &last]);
     }
 
@@ -515,7 +518,7 @@ impl Pump {
 fn clean(reason: Reason) -> Reason {
     match reason {
         Reason::AppIdleTimeout => Reason::AppTimeout,
-        Reason::Internal => Reason::Internal,
+        Reason::Internal | Reason::InvalidResponse => reason,
         _ => Reason::ResetBeforeResponse,
     }
 }

@@ -343,7 +343,9 @@ impl Exchange {
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
             let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
-            if let Some(stream) = kept {
+            // Over TCP one that the app is about to close could prove nothing when it fails.
+            let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
+            if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
                 break Connected::Registered(stream);
             }
             match self.connect(c, &slot, deadline, until).await? {

@@ -38,6 +38,7 @@ pub(super) async fn tunnel(
     let mut up = Direction { waiting: std::mem::take(&mut x.input), ..Direction::default() };
     let idle = c.config().tunnel_idle_timeout;
     c.timer.set(idle);
+    let (sent, received) = (x.record.bytes_sent, x.record.request_length);
     let result = poll_fn(|cx| {
         let mut moved = false;
         for _ in 0..TURN {
@@ -48,6 +49,10 @@ pub(super) async fn tunnel(
                 break;
             }
         }
+        // As it goes: the record is written when the task is dropped, too.
+        x.record.bytes_sent = sent + down.passed;
+        x.record.body_bytes_sent = down.passed.saturating_sub(head);
+        x.record.request_length = received + up.passed;
         // Whoever ends first ends it, once the other has what was sent.
         let client_ended = up.ended || down.refused;
         if client_ended && up.waiting.is_empty() || down.ended && down.waiting.is_empty() {
@@ -64,9 +69,6 @@ pub(super) async fn tunnel(
     })
     .await;
     x.marks.app_done = Some(Instant::now());
-    x.record.bytes_sent += down.passed;
-    x.record.body_bytes_sent = down.passed.saturating_sub(head);
-    x.record.request_length += up.passed;
     drop((upstream, slot));
     result?;
     Ok(Next::Close)
