@@ -140,6 +140,8 @@ impl Pump {
             disk: if x.response.stream { 0 } else { config.response_spool_max },
             replay: false,
         };
+        let mut spool = Spool::new(&x.lp.shared.budget, limits);
+        spool.belongs_to(x.owner());
         Pump {
             upstream: Some((answer.attempt, answer.slot)),
             incoming: Incoming::new(x.response.body),
@@ -150,7 +152,7 @@ impl Pump {
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
-            spool: Spool::new(&x.lp.shared.budget, limits),
+            spool,
             sent_before: x.record.bytes_sent,
             sent: 0,
             received: 0,
@@ -459,6 +461,10 @@ impl Pump {
     ) -> Poll<Result<(), Reason>> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
+        if self.upstream.is_none() {
+            // A slow reader does not hold the compressor's 300 KiB.
+            self.gzip = None;
+        }
         if !self.all_sent() && !self.head.is_empty() {
             // The kernel takes megabytes at once, so what counts is what the client acknowledges.
             let (since, unsent) =
@@ -473,7 +479,9 @@ impl Pump {
                 due = now + c.config().send_timeout;
             }
             next = Some(due);
-            self.spool.relieve(since);
+        }
+        if self.spool.relieve() {
+            c.timer.hold();
         }
         if self.upstream.is_some() {
             if !self.spool.blocked() {

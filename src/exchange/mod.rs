@@ -28,13 +28,16 @@ use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, Settings};
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
+
+/// Bytes of next requests that are read while one is at work: its end is seen behind them.
+const PIPELINED: usize = 8 * 1024;
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,9 @@ pub(crate) struct Exchange {
     out: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
-    /// Whose share of the queue this request counts for. None: it is not known who that is.
-    queue_key: Option<IpAddr>,
+    /// Whose share of the queue and the budgets this request counts for. None: it is not known who
+    /// that is.
+    client_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
 }
@@ -185,7 +189,7 @@ impl Exchange {
             out: Vec::new(),
             marks: Marks::new(),
             gauge: None,
-            queue_key: None,
+            client_key: None,
             open: false,
         }
     }
@@ -220,7 +224,7 @@ impl Exchange {
         let resolved = trust::resolve(config, c.peer, &self.record.head);
         self.record.client = resolved.client;
         self.record.scheme = resolved.scheme;
-        self.queue_key = queue_key(c.peer, &resolved);
+        self.client_key = client_key(c.peer, &resolved);
         self.forwarded.write(
             &self.record.head,
             &forward::Forward {
@@ -272,7 +276,7 @@ impl Exchange {
         let mut place = None;
         let slot = poll_fn(|cx| {
             if let Some(failed) = failed.take() {
-                match shared.upstreams.enter(self.queue_key, safe, failed, cx) {
+                match shared.upstreams.enter(self.client_key, safe, failed, cx) {
                     Ok(entered) => place = Some(entered),
                     Err(refusal) => return Poll::Ready(Err(refused(refusal))),
                 }
@@ -447,18 +451,32 @@ impl Exchange {
     /// Reads what the client sends while the app works: its next request is kept, its end means that
     /// it has left. Ready only for the latter.
     fn poll_client_left(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> Poll<Reason> {
-        // A client that pipelines more than a head is not read further; its end is seen later.
-        while self.input.len() < c.config().max_head {
+        self.relieve(c);
+        // A client that pipelines more than this is not read further; its end is seen later.
+        while self.input.len() < PIPELINED {
             if ready!(c.stream.poll_readable(cx)).is_err() {
                 return Poll::Ready(Reason::ClientGone);
             }
             let mut buf = Scratch::take();
-            match ready!(c.stream.poll_read(cx, &mut buf)) {
+            let room = PIPELINED - self.input.len();
+            match ready!(c.stream.poll_read(cx, &mut buf[..room])) {
                 Ok(0) | Err(_) => return Poll::Ready(Reason::ClientGone),
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
             }
         }
         Poll::Pending
+    }
+
+    /// The request's body does not wait in memory for long.
+    fn relieve(&mut self, c: &Client<'_>) {
+        if self.body.relieve() {
+            c.timer.hold();
+        }
+    }
+
+    /// Whose share of the budgets bodies count for.
+    fn owner(&self) -> Owner {
+        self.lp.shared.budget.owner(self.client_key)
     }
 
     /// The worker goes on for nobody: a task of its own holds the slot until it is done.
@@ -593,9 +611,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whose share of the queue a request counts for: a client that trust names, else the peer, unless
+/// Whose share a request counts for: a client that trust names, else the peer, unless
 /// that is one behind which all clients may be: of this machine or of a private network.
-fn queue_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
+fn client_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
     let client = resolved.client?;
     let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);
     let known = match resolved.trusted {

@@ -29,6 +29,7 @@ use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
 use crate::spool::Budget;
+use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
 pub use saturation::Saturation;
@@ -631,6 +632,7 @@ fn run_loop(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
+        .thread_keep_alive(Duration::MAX)
         .build_local(Default::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -676,17 +678,56 @@ fn start_loop(shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) -> Rc<Loop
     });
     let sweeper = lp.clone();
     tokio::task::spawn_local(async move {
+        let mut heap = Heap::default();
         loop {
             tokio::time::sleep(SWEEP).await;
             let limit = sweeper.settings().config.upstream_keepalive;
             sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
-            if sweeper.shared.budget.memory_pressure() {
+            sweeper.shared.budget.sweep();
+            if sweeper.shared.budget.should_relieve() {
                 // Who holds memory and only waits puts it on disk.
-                sweeper.timers.wake_all();
+                sweeper.timers.wake_holders();
+            }
+            if heap.has_shrunk(&sweeper.shared) {
+                tokio::task::spawn_blocking(sys::trim_heap);
             }
         }
     });
+    // The first thread of the blocking pool. Were there none when one is needed and cannot be had
+    // (a limit of processes), tokio would panic.
+    tokio::task::spawn_blocking(|| ());
     lp
+}
+
+/// What is known of the heap's size, to tell when most of a burst is over. glibc keeps what is free
+/// below the last live allocation for itself, and a burst of clients leaves such ones.
+#[derive(Default)]
+struct Heap {
+    most: u64,
+    sweeps: u32,
+}
+
+impl Heap {
+    /// Sweeps between two looks: a load that goes up and down is left alone.
+    const LOOK: u32 = 4;
+    /// Bytes that are worth it.
+    const WORTH: u64 = 1024 * 1024;
+    /// What a busy connection costs beside its spools, roughly.
+    const CONNECTION: u64 = 4 * 1024;
+
+    fn has_shrunk(&mut self, shared: &Shared) -> bool {
+        let connections = shared.connections.load(Relaxed) as u64;
+        let now = shared.budget.memory_used() + connections * Heap::CONNECTION;
+        self.most = self.most.max(now);
+        self.sweeps += 1;
+        if self.sweeps < Heap::LOOK {
+            return false;
+        }
+        self.sweeps = 0;
+        let shrunk = self.most - now >= Heap::WORTH;
+        self.most = now;
+        shrunk
+    }
 }
 
 /// Accepts until the drain, then what is left in the backlog: it has been told yes by the kernel.
