@@ -27,7 +27,7 @@ use crate::error::Reason;
 use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
-use crate::server::{Gauge, Loop, Settings};
+use crate::server::{Gauge, Loop, Settings, Tunnel};
 use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
@@ -64,6 +64,8 @@ pub(crate) struct Exchange {
     out: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
+    /// The place that a tunnel would have, held from the request for it.
+    tunnel: Option<Tunnel>,
     /// Whose share of the queue and the budgets this request counts for. None: it is not known who
     /// that is.
     client_key: Option<IpAddr>,
@@ -189,6 +191,7 @@ impl Exchange {
             out: Vec::new(),
             marks: Marks::new(),
             gauge: None,
+            tunnel: None,
             client_key: None,
             open: false,
         }
@@ -241,8 +244,9 @@ impl Exchange {
         if let Some(reason) = c.refused {
             return Err(reason);
         }
-        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
-            return Err(Reason::TooManyConnections);
+        if self.record.head.upgrade {
+            let tunnel = Tunnel::new(&self.lp, config.max_tunnels);
+            self.tunnel = Some(tunnel.ok_or(Reason::TooManyConnections)?);
         }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
@@ -568,6 +572,7 @@ impl Exchange {
     fn end(&mut self) {
         self.write_record();
         self.gauge = None;
+        self.tunnel = None;
         self.body.clear();
     }
 

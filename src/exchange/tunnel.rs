@@ -10,7 +10,7 @@ use super::{Answer, Client, Exchange, Next, client_head};
 use crate::error::Reason;
 use crate::net::Stream;
 use crate::scratch::Scratch;
-use crate::server::{Gauge, Tunnel};
+use crate::server::Gauge;
 
 /// Reads of one direction before other connections of the loop have their turn.
 const TURN: u32 = 16;
@@ -24,7 +24,6 @@ pub(super) async fn tunnel(
     // It needs the app, but it need not end before the app is told to stop: the app says goodbye
     // in its own protocol (a WebSocket close), and that ends the tunnel.
     x.enter(Gauge::delivering(&x.lp));
-    let _counted = Tunnel::new(&x.lp);
     x.record.upstream_status = x.response.status;
     x.record.status = x.response.status;
     x.record.tunnel = true;
