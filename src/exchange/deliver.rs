@@ -66,6 +66,8 @@ pub(super) async fn deliver(
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
     pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
+    pump.head.append(&mut x.interim);
+    let start = pump.head.len();
     let with = ClientHead {
         version: x.record.head.version,
         framing: pump.framing,
@@ -80,7 +82,7 @@ pub(super) async fn deliver(
     };
     client_head::write(&mut pump.head, &x.response, &with);
     if c.settings.format.wants_response_head() {
-        x.record.response_head.extend_from_slice(&pump.head);
+        x.record.response_head.extend_from_slice(&pump.head[start..]);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);

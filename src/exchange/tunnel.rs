@@ -29,7 +29,7 @@ pub(super) async fn tunnel(
     x.record.tunnel = true;
     let Answer { attempt, slot, rest } = answer;
     let upstream = attempt.into_stream();
-    let mut down = Direction::default();
+    let mut down = Direction { waiting: std::mem::take(&mut x.interim), ..Direction::default() };
     client_head::write_switching(&mut down.waiting, &x.response);
     let head = down.waiting.len() as u64;
     down.waiting.extend_from_slice(rest.bytes());

@@ -14,9 +14,13 @@ fn nothing_goes_through_before_the_101() {
     let (mut worker, _) = app.request();
     proxy.settle();
     worker.assert_open();
-    worker.send("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno");
+    worker.send(
+        "HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: Upgrade\r\n\
+         Content-Length: 2\r\n\r\nno",
+    );
     worker.wait_closed();
-    assert_eq!(client.response().text(), "no");
+    let refusal = client.response();
+    assert_eq!((refusal.text().as_str(), refusal.get("upgrade")), ("no", Some("other")));
     // The connection stays HTTP: what followed was the next request.
     let (worker, request) = app.request();
     assert_eq!(request.target(), "/early");
