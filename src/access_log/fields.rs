@@ -7,6 +7,7 @@
 use crate::http1::{FieldId, RequestHead, Span};
 
 /// Where the fields of one head are.
+#[expect(clippy::large_enum_variant, reason = "lives on the stack while a line is written")]
 pub(super) enum Fields<'s> {
     Parsed {
         head: &'s RequestHead,
