@@ -121,6 +121,9 @@ impl Spool {
 
     /// Empty again, for another body with the same limits. Allocates nothing.
     pub fn clear(&mut self) {
+        if self.pushed == 0 && self.blocked.is_none() {
+            return;
+        }
         *self = Spool::new(&self.budget, self.limits);
     }
 
