@@ -39,6 +39,8 @@ struct Entry {
     /// Key in the queue; OFF: not in it.
     queued: Cell<u64>,
     waker: RefCell<Option<Waker>>,
+    /// It waits and holds memory: to be woken by `wake_holders`.
+    holds: Cell<bool>,
 }
 
 impl Timers {
@@ -118,6 +120,13 @@ impl Timers {
             entry.wake();
         }
     }
+
+    /// Wakes the connections that have said since they were last woken that they hold memory.
+    pub(crate) fn wake_holders(&self) {
+        for entry in self.all.borrow().values().filter(|entry| entry.holds.take()) {
+            entry.wake();
+        }
+    }
 }
 
 impl Entry {
@@ -144,6 +153,7 @@ impl Timer {
             deadline: Cell::new(OFF),
             queued: Cell::new(OFF),
             waker: RefCell::new(None),
+            holds: Cell::new(false),
         });
         timers.all.borrow_mut().insert(id, entry.clone());
         Timer { timers: timers.clone(), entry, at: Cell::new(None) }
@@ -157,6 +167,11 @@ impl Timer {
             Some(old) => old.clone_from(waker),
             None => *slot = Some(waker.clone()),
         }
+    }
+
+    /// This connection waits and holds memory.
+    pub(crate) fn hold(&self) {
+        self.entry.holds.set(true);
     }
 
     /// The deadline is `after` from now. Fires at most two ticks late.

@@ -66,6 +66,8 @@ pub(super) async fn deliver(
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
     pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
+    pump.head.append(&mut x.interim);
+    let start = pump.head.len();
     let with = ClientHead {
         version: x.record.head.version,
         framing: pump.framing,
@@ -80,7 +82,7 @@ pub(super) async fn deliver(
     };
     client_head::write(&mut pump.head, &x.response, &with);
     if c.settings.format.wants_response_head() {
-        x.record.response_head.extend_from_slice(&pump.head);
+        x.record.response_head.extend_from_slice(&pump.head[start..]);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);
@@ -140,6 +142,8 @@ impl Pump {
             disk: if x.response.stream { 0 } else { config.response_spool_max },
             replay: false,
         };
+        let mut spool = Spool::new(&x.lp.shared.budget, limits);
+        spool.belongs_to(x.owner());
         Pump {
             upstream: Some((answer.attempt, answer.slot)),
             incoming: Incoming::new(x.response.body),
@@ -150,7 +154,7 @@ impl Pump {
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
-            spool: Spool::new(&x.lp.shared.budget, limits),
+            spool,
             sent_before: x.record.bytes_sent,
             sent: 0,
             received: 0,
@@ -459,6 +463,10 @@ impl Pump {
     ) -> Poll<Result<(), Reason>> {
         let now = c.timer.now();
         let mut next: Option<Instant> = None;
+        if self.upstream.is_none() {
+            // A slow reader does not hold the compressor's 300 KiB.
+            self.gzip = None;
+        }
         if !self.all_sent() && !self.head.is_empty() {
             // The kernel takes megabytes at once, so what counts is what the client acknowledges.
             let (since, unsent) =
@@ -473,7 +481,9 @@ impl Pump {
                 due = now + c.config().send_timeout;
             }
             next = Some(due);
-            self.spool.relieve(since);
+        }
+        if self.spool.relieve() {
+            c.timer.hold();
         }
         if self.upstream.is_some() {
             if !self.spool.blocked() {

@@ -9,7 +9,7 @@ use super::{Answer, Client, Exchange, Next, client_head};
 use crate::error::Reason;
 use crate::net::Stream;
 use crate::scratch::Scratch;
-use crate::server::{Gauge, Tunnel};
+use crate::server::Gauge;
 
 /// Reads of one direction before other connections of the loop have their turn.
 const TURN: u32 = 16;
@@ -23,13 +23,12 @@ pub(super) async fn tunnel(
     // It needs the app, but it need not end before the app is told to stop: the app says goodbye
     // in its own protocol (a WebSocket close), and that ends the tunnel.
     x.enter(Gauge::delivering(&x.lp));
-    let _counted = Tunnel::new(&x.lp);
     x.record.upstream_status = x.response.status;
     x.record.status = x.response.status;
     x.record.tunnel = true;
     let Answer { attempt, slot, rest } = answer;
     let upstream = attempt.into_stream();
-    let mut down = Direction::default();
+    let mut down = Direction { waiting: std::mem::take(&mut x.interim), ..Direction::default() };
     client_head::write_switching(&mut down.waiting, &x.response);
     let head = down.waiting.len() as u64;
     down.waiting.extend_from_slice(rest.bytes());

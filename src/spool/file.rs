@@ -2,22 +2,25 @@
 //!
 //! `write`, `read` and what `SpillFile` sends away run on the blocking pool, never on the event
 //! loop (invariant 9); closing too, because the last close frees the blocks.
+//!
+//! The page cache of spool files is bounded: while all of them together have more than a few
+//! megabytes in it, what is written is forced to disk at once and dropped, and so is what is read.
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::budget::{Budget, Counted, Lease};
-use super::memory::Memory;
+use super::budget::{Budget, Counted, Lease, Owner};
+use super::memory::{self, Memory};
 use crate::metrics::METRICS;
+use crate::sys;
 
 /// An open spool file.
 #[derive(Debug)]
@@ -31,6 +34,10 @@ pub(super) struct SpillFile {
 struct Open {
     file: File,
     lease: Lease,
+    /// What of it may lie in the page cache: all that was written from `uncached` on.
+    cached: Lease,
+    /// Up to here everything is on disk and was dropped from the page cache.
+    uncached: AtomicU64,
     /// Cleared when the file system turns out not to know holes.
     punches: AtomicBool,
     _counted: Counted,
@@ -50,13 +57,14 @@ pub(super) struct Written {
 /// `lease` is on the disk budget and covers the batch.
 pub(super) fn write(
     budget: &Arc<Budget>,
+    owner: Owner,
     file: Option<Arc<SpillFile>>,
     mut batch: Memory,
     lease: Lease,
 ) -> Written {
     let file = match file {
         Some(file) => file,
-        None => match SpillFile::create(budget) {
+        None => match SpillFile::create(budget, owner, batch.start()) {
             Ok(file) => Arc::new(file),
             Err(error) => {
                 METRICS.spool_errors.add(1);
@@ -68,6 +76,7 @@ pub(super) fn write(
     loop {
         let chunk = batch.at(batch.start());
         if chunk.is_empty() {
+            open.bound_cache(budget, batch.start());
             return Written { file: Some(file), rest: batch, error: None };
         }
         let bytes = chunk.len() as u64;
@@ -76,6 +85,7 @@ pub(super) fn write(
             return Written { file: Some(file), rest: batch, error: Some(error) };
         }
         lease.hand_over(bytes, &open.lease);
+        open.cached.grow(bytes);
         batch.release(bytes);
     }
 }
@@ -89,11 +99,22 @@ pub(super) struct Buffer {
     lease: Lease,
 }
 
-/// Reads `size` bytes at position `at`. `lease` is an empty one on the memory budget.
-pub(super) fn read(file: &SpillFile, at: u64, size: usize, lease: Lease) -> io::Result<Buffer> {
-    let mut data = vec![0; size];
-    lease.grow(size as u64);
-    file.open().file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
+/// Reads `size` bytes at position `at` into `data`, which is empty and has room for them. `lease` is
+/// on the memory budget and covers that.
+pub(super) fn read(
+    file: &SpillFile,
+    at: u64,
+    size: usize,
+    mut data: Vec<u8>,
+    lease: Lease,
+) -> io::Result<Buffer> {
+    let open = file.open();
+    data.resize(size, 0);
+    open.file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
+    if at < open.uncached.load(Relaxed) {
+        // It is in the cache again by our reading.
+        open.uncache();
+    }
     Ok(Buffer { at, data, lease })
 }
 
@@ -110,17 +131,56 @@ impl Buffer {
 
     /// Gives up all before position `at`, and the memory of it.
     pub(super) fn shrink_to(&mut self, at: u64) {
-        self.data = self.from(at).to_vec();
+        let rest = self.from(at).to_vec();
+        memory::keep(std::mem::replace(&mut self.data, rest));
         self.at = at;
         self.lease.give(self.lease.bytes() - self.data.len() as u64);
     }
 }
 
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        memory::keep(std::mem::take(&mut self.data));
+    }
+}
+
+impl Open {
+    /// Has what was written up to `end` on disk and out of the page cache, if all files together
+    /// have too much there. On a file system in memory that changes nothing.
+    fn bound_cache(&self, budget: &Budget, end: u64) {
+        if !budget.cache.is_exceeded() {
+            return;
+        }
+        let from = self.uncached.load(Relaxed);
+        // What cannot be written shows in the next write, or in the read.
+        let _ = sys::write_back(&self.file, from..end);
+        self.uncache();
+        self.uncached.fetch_max(end, Relaxed);
+        self.cached.give_up_to(u64::MAX);
+    }
+
+    /// Drops what is on disk from the page cache. All of it: the kernel keeps pages that reach beyond
+    /// the range that it is given, and they may be large.
+    fn uncache(&self) {
+        // Advice: a file system that does not take it keeps its cache.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+    }
+}
+
 impl SpillFile {
-    fn create(budget: &Arc<Budget>) -> io::Result<SpillFile> {
+    /// A file whose first byte will be at position `start`.
+    fn create(budget: &Arc<Budget>, owner: Owner, start: u64) -> io::Result<SpillFile> {
         let (file, counted) = budget.open_file()?;
-        let lease = Lease::empty(&budget.disk);
-        let open = Open { file, lease, punches: AtomicBool::new(true), _counted: counted };
+        // No reading ahead: what a reader that stalls does not come to would stay cached.
+        let _ = fadvise(&file, 0, None, Advice::Random);
+        let open = Open {
+            file,
+            lease: Lease::empty(&budget.disk, owner),
+            cached: Lease::empty(&budget.cache, Owner::UNKNOWN),
+            uncached: AtomicU64::new(start),
+            punches: AtomicBool::new(true),
+            _counted: counted,
+        };
         Ok(SpillFile { open: Some(open) })
     }
 
@@ -131,24 +191,18 @@ impl SpillFile {
         }
         let file = self.clone();
         spawn_blocking(move || {
-            let Open { file, lease, punches, .. } = file.open();
+            let Open { file, lease, cached, uncached, punches, .. } = file.open();
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let bytes = range.end - range.start;
             match fallocate(file, flags, range.start, bytes) {
-                Ok(()) => lease.give(bytes),
+                Ok(()) => {
+                    lease.give(bytes);
+                    let from = uncached.fetch_max(range.end, Relaxed).max(range.start);
+                    cached.give_up_to(range.end.saturating_sub(from));
+                }
                 // Then the close frees them, and until then they are counted.
                 Err(_) => punches.store(false, Relaxed),
             }
-        });
-    }
-
-    /// Takes `range` out of the page cache, as far as it is written back: R14 of Heroku counts it.
-    pub(super) fn uncache(self: &Arc<SpillFile>, range: Range<u64>) {
-        let file = self.clone();
-        spawn_blocking(move || {
-            let bytes = NonZeroU64::new(range.end - range.start);
-            // Advice: a file system that does not take it keeps its cache.
-            let _ = fadvise(&file.open().file, range.start, bytes, Advice::DontNeed);
         });
     }
 
