@@ -88,9 +88,9 @@ struct Marks {
 }
 
 impl Marks {
-    fn new() -> Marks {
+    fn new(now: Instant) -> Marks {
         Marks {
-            started: Instant::now(),
+            started: now,
             received: None,
             granted: None,
             connected: None,
@@ -160,7 +160,7 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
-        let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
+        let ran = x.marks.connected.map_or(Duration::ZERO, |at| c.timer.now() - at);
         match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
             Again::No(reason) => {
@@ -193,7 +193,7 @@ impl Exchange {
             response: ResponseHead::default(),
             out: Vec::new(),
             interim: Vec::new(),
-            marks: Marks::new(),
+            marks: Marks::new(lp.timers.now()),
             gauge: None,
             tunnel: None,
             client_key: None,
@@ -202,7 +202,7 @@ impl Exchange {
     }
 
     fn begin(&mut self, c: &Conn) {
-        self.marks = Marks::new();
+        self.marks = Marks::new(c.timer.now());
         self.interim.clear();
         self.record.reset();
         self.record.time = SystemTime::now();
@@ -279,7 +279,7 @@ impl Exchange {
         failed: Option<Slot>,
     ) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let entered = Instant::now();
+        let entered = c.timer.now();
         let safe = matches!(self.record.head.method(), b"GET" | b"HEAD");
         let mut failed = Some(failed);
         let mut place = None;
@@ -308,7 +308,7 @@ impl Exchange {
                 return Poll::Ready(Err(shared.gone_reason()));
             }
             let (end, reason) = self.end_of_wait(c, entered);
-            if Instant::now() >= end {
+            if c.timer.now() >= end {
                 return Poll::Ready(Err(reason));
             }
             c.timer.set_at(end);
@@ -316,7 +316,7 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(Instant::now());
+        self.marks.granted = Some(c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -340,7 +340,7 @@ impl Exchange {
     }
 
     fn is_too_late(&self, c: &Client<'_>) -> bool {
-        Instant::now() >= self.last_start(c)
+        c.timer.now() >= self.last_start(c)
     }
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
@@ -352,10 +352,13 @@ impl Exchange {
     ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let until = deadline.min(c.timer.now() + c.config().connect_retry);
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
-            let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
+            let kept = c
+                .config()
+                .upstream_keepalive
+                .and_then(|limit| slot.take_kept(limit, c.timer.now()));
             // Over TCP one that the app is about to close could prove nothing when it fails.
             let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
             if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
@@ -366,7 +369,7 @@ impl Exchange {
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
-        let connected_at = Instant::now();
+        let connected_at = c.timer.now();
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
@@ -392,13 +395,13 @@ impl Exchange {
             })
             .await;
             if attempt.received > 0 {
-                self.marks.first_byte.get_or_insert_with(Instant::now);
+                self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(connected_at.elapsed());
+                    slot.answered(c.timer.now() - connected_at);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -596,7 +599,7 @@ impl Exchange {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let end = Instant::now();
+        let end = self.lp.timers.now();
         let m = self.marks;
         let received = m.received.unwrap_or(end);
         let granted = m.granted.unwrap_or(end);
@@ -618,6 +621,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            self.lp.timers.refresh();
             if self.record.head.line.is_empty() {
                 receive::remember_partial(self);
             }

@@ -137,12 +137,78 @@ impl FieldId {
             _ => &[],
         };
         for (known, id) in candidates {
-            // The first letter spares most of the comparisons.
-            if known[0] == name[0] | 0x20 && known.eq_ignore_ascii_case(name) {
+            // The first and the last letter spare most of the comparisons.
+            let end = known.len() - 1;
+            let likely = known[0] == name[0] | 0x20 && known[end] == name[end] | 0x20;
+            if likely && is_same(known, name) {
                 return *id;
             }
         }
-        if memchr(b'_', name).is_some() { Underscore } else { Other }
+        if name.contains(&b'_') { Underscore } else { Other }
+    }
+}
+
+/// Equal but for the case of letters; `known` is in lower case and as long as `name`, 2 to 32 bytes.
+/// Compared as two blocks that overlap, which the compiler makes one instruction or two.
+fn is_same(known: &[u8], name: &[u8]) -> bool {
+    fn blocks<const N: usize>(known: &[u8], name: &[u8]) -> bool {
+        // Of the known bytes only letters have the bit 0x40, which is moved to where case is.
+        let same = |known: &[u8; N], name: &[u8; N]| {
+            (0..N).fold(true, |same, i| same & (name[i] | (known[i] & 0x40) >> 1 == known[i]))
+        };
+        match (known.first_chunk(), name.first_chunk(), known.last_chunk(), name.last_chunk()) {
+            (Some(known), Some(name), Some(known_end), Some(name_end)) => {
+                same(known, name) && same(known_end, name_end)
+            }
+            _ => false,
+        }
+    }
+    match known.len() {
+        16.. => blocks::<16>(known, name),
+        8.. => blocks::<8>(known, name),
+        4.. => blocks::<4>(known, name),
+        _ => blocks::<2>(known, name),
+    }
+}
+
+/// Copies field lines as they came, those that follow each other all at once.
+#[derive(Debug)]
+pub(crate) struct Lines<'a> {
+    /// The head that the fields are of.
+    bytes: &'a [u8],
+    /// Lines that were added and not yet copied.
+    run: Span,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Lines<'a> {
+        Lines { bytes, run: Span::default() }
+    }
+
+    /// Adds the line of a field as `name: value CRLF`.
+    pub(crate) fn add(&mut self, out: &mut Vec<u8>, field: &Field) {
+        let (name, value) = (field.name, field.value);
+        let between = &self.bytes[name.end as usize..value.start as usize];
+        let line = Span { start: name.start, end: value.end + 2 };
+        if between != b": "
+            || self.bytes.get(value.end as usize..line.end as usize) != Some(b"\r\n")
+        {
+            self.copy(out);
+            out.extend_from_slice(name.of(self.bytes));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.of(self.bytes));
+            out.extend_from_slice(b"\r\n");
+        } else if line.start == self.run.end {
+            self.run.end = line.end;
+        } else {
+            self.copy(out);
+            self.run = line;
+        }
+    }
+
+    /// Copies what was added. To be called before anything else is written.
+    pub(crate) fn copy(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(std::mem::take(&mut self.run).of(self.bytes));
     }
 }
 
