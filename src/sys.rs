@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::{FdFlags, dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::ioctl::{Getter, Opcode, ioctl};
-use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -57,11 +56,15 @@ fn claim(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Registers a socket with the current event loop.
-pub(crate) fn watch(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+/// Registers what owns its descriptor with the current event loop.
+pub(crate) fn watch<T: AsRawFd + Into<OwnedFd>>(
+    owner: T,
+    interest: Interest,
+) -> io::Result<AsyncFd<T>> {
     // SAFETY: `register` asks that `as_raw_fd` names the same open descriptor for as long as the
-    // value lives; a `Socket` owns its descriptor, never swaps it and closes it when dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+    // value lives; `Socket` and `OwnedFd`, which this is called with, own their descriptor, never swap
+    // it and close it when dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
 
 /// Writes `range` of `file` to disk and waits for it: its pages, not the metadata (nothing here is

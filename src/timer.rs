@@ -20,16 +20,16 @@ const OFF: u64 = u64::MAX;
 /// The timers of one event loop.
 pub(crate) struct Timers {
     origin: Instant,
-    queue: RefCell<BTreeMap<(u64, u32), Rc<Entry>>>,
+    queue: RefCell<BTreeMap<(u64, u64), Rc<Entry>>>,
     /// Every connection, for `wake_all`.
-    all: RefCell<BTreeMap<u32, Rc<Entry>>>,
-    next_id: Cell<u32>,
+    all: RefCell<BTreeMap<u64, Rc<Entry>>>,
+    next_id: Cell<u64>,
     /// Told when the earliest entry has come nearer.
     nearer: Notify,
 }
 
 struct Entry {
-    id: u32,
+    id: u64,
     /// Ticks since the origin; OFF: none.
     deadline: Cell<u64>,
     /// Key in the queue; OFF: not in it.
@@ -127,7 +127,7 @@ pub(crate) struct Timer {
 impl Timer {
     pub(crate) fn new(timers: &Rc<Timers>) -> Timer {
         let id = timers.next_id.get();
-        timers.next_id.set(id.wrapping_add(1));
+        timers.next_id.set(id + 1);
         let entry = Rc::new(Entry {
             id,
             deadline: Cell::new(OFF),

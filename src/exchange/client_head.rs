@@ -1,7 +1,8 @@
 //! The response head as the client gets it. Pure: no I/O, no clock.
 //!
 //! The exchange calls `write` once for the final head, `write_informational` for each 1xx before it
-//! and `last_chunk` for the trailers behind its body. What must stay true: exactly one statement of where the body ends, and it is ours.
+//! and `last_chunk` for the trailers behind its body. What must stay true: exactly one statement of
+//! where the body ends, and it is ours.
 
 use std::borrow::Cow;
 
@@ -42,15 +43,24 @@ pub struct ClientHead<'a> {
     pub coding: Coding,
 }
 
+const UPGRADE_REQUIRED: u16 = 426;
+
 /// Appends the head, final empty line included.
 pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     out.reserve(head.bytes.len() + 160);
     status_line(out, head);
     let (mut date_came, mut vary_came) = (false, false);
     let gzip = with.coding == Coding::Gzip;
-    let is_announced = |field: &Field| with.trailers && field.id == FieldId::Trailer;
+    let mut names_protocol = false;
+    let is_announced = |field: &Field| match field.id {
+        FieldId::Trailer => with.trailers,
+        // It must say what the client would have to speak (RFC 9110, 15.5.22).
+        FieldId::Upgrade => head.status == UPGRADE_REQUIRED,
+        _ => false,
+    };
     for field in head.fields.iter().filter(|f| passes(head, f) || is_announced(f)) {
         match field.id {
+            FieldId::Upgrade => names_protocol = true,
             // Offsets into the compressed body mean nothing to the app.
             FieldId::AcceptRanges if gzip => continue,
             // Another representation is only weakly the same (RFC 9110, 8.8.1), as nginx has it.
@@ -86,6 +96,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
     }
     connection(out, with.version, with.keep_alive && with.framing != Framing::Close);
+    if names_protocol {
+        out.extend_from_slice(b"Connection: upgrade\r\n");
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -287,6 +300,17 @@ mod tests {
         let expected =
             "X-Hop2: 1\nDate: Sun, 06 Nov 1994 08:49:37 GMT\nTransfer-Encoding: chunked\n\n";
         assert_eq!(head, format!("HTTP/1.1 200 OK\n{expected}"));
+    }
+
+    #[test]
+    fn a_426_names_the_protocol_that_it_wants() {
+        let text = "HTTP/1.1 426 x\nUpgrade: websocket\nConnection: Upgrade\nDate: d\n";
+        let head = written(text, Version::Http11, Framing::Length(0), true);
+        let upgrade = "Upgrade: websocket\nDate: d\nContent-Length: 0\nConnection: upgrade\n\n";
+        assert_eq!(head, format!("HTTP/1.1 426 x\n{upgrade}"));
+        // Nothing was named.
+        let head = written("HTTP/1.1 426 x\nDate: d\n", Version::Http11, Framing::None(None), true);
+        assert_eq!(head, "HTTP/1.1 426 x\nDate: d\n\n");
     }
 
     #[test]

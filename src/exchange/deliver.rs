@@ -66,6 +66,8 @@ pub(super) async fn deliver(
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
     pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
+    pump.head.append(&mut x.interim);
+    let start = pump.head.len();
     let with = ClientHead {
         version: x.record.head.version,
         framing: pump.framing,
@@ -80,7 +82,7 @@ pub(super) async fn deliver(
     };
     client_head::write(&mut pump.head, &x.response, &with);
     if c.settings.format.wants_response_head() {
-        x.record.response_head.extend_from_slice(&pump.head);
+        x.record.response_head.extend_from_slice(&pump.head[start..]);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);
@@ -177,16 +179,16 @@ impl Pump {
             self.feed(c, x, cx, rest.bytes_mut());
         }
         for _ in 0..TURN {
-            let moved = self.send(c, cx) | self.fetch(c, x, cx);
-            self.note(c, x);
-            if let Some(reason) = self.failed {
-                return Poll::Ready(Err(reason));
-            }
             if let Some(reason) = self.cut
                 && self.head_sent == 0
             {
                 // Nothing is with the client: it gets a clean answer (invariant 6).
                 return Poll::Ready(Err(clean(reason)));
+            }
+            let moved = self.send(c, cx) | self.fetch(c, x, cx);
+            self.note(c, x);
+            if let Some(reason) = self.failed {
+                return Poll::Ready(Err(reason));
             }
             if self.upstream.is_none() && self.all_sent() {
                 return Poll::Ready(self.cut.map_or(Ok(()), Err));
@@ -344,7 +346,8 @@ impl Pump {
             Ok(taken) => taken,
             Err(violation) => {
                 tracing::warn!("the app's response was cut: {}", violation.rule);
-                self.give_up(x, Reason::Truncated);
+                let begun = self.head_sent > 0;
+                self.give_up(x, if begun { Reason::Truncated } else { violation.reason });
                 return None;
             }
         };
@@ -391,7 +394,9 @@ impl Pump {
             0 => (&[], &[]),
             n => (chunk_head(n, &mut size), b"\r\n"),
         };
-        let last = if done { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
+        // What was cut gets no end.
+        let whole = done && self.cut.is_none();
+        let last = if whole { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
         self.pass(c, cx, &[size, payload, crlf, &last]);
     }
 
@@ -523,7 +528,7 @@ impl Pump {
 fn clean(reason: Reason) -> Reason {
     match reason {
         Reason::AppIdleTimeout => Reason::AppTimeout,
-        Reason::Internal => Reason::Internal,
+        Reason::Internal | Reason::InvalidResponse => reason,
         _ => Reason::ResetBeforeResponse,
     }
 }

@@ -303,7 +303,7 @@ fn port<'a>(host: &'a [u8], scheme: &str) -> &'a [u8] {
     let digits = host.iter().rev().take_while(|b| b.is_ascii_digit()).count();
     let (name, port) = host.split_at(host.len() - digits);
     match name {
-        [.., b':'] if (1..=5).contains(&digits) => port,
+        [.., b':'] if digits > 0 => port,
         _ if scheme == "https" => b"443",
         _ => b"80",
     }
@@ -407,12 +407,12 @@ fn max_forwards(out: &mut Vec<u8>, field: &Field, head: &RequestHead) {
     }
 }
 
-/// A decimal number without sign, at most 19 digits.
+/// A decimal number without sign; `u64::MAX` stands for what is larger.
 fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(digits.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
+    Some(digits.iter().fold(0, |n: u64, b| n.saturating_mul(10).saturating_add((b - b'0').into())))
 }
 
 /// X-Request-Start in any of the forms that routers write: seconds with or without a fraction

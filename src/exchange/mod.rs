@@ -14,11 +14,12 @@ mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Record;
@@ -27,7 +28,7 @@ use crate::error::Reason;
 use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
-use crate::server::{Gauge, Loop, Settings};
+use crate::server::{Gauge, Loop, Settings, Tunnel};
 use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
@@ -62,8 +63,12 @@ pub(crate) struct Exchange {
     response: ResponseHead,
     /// The response head as it goes to the client.
     out: Vec<u8>,
+    /// What the client has not yet taken of a 1xx head. Goes out before whatever comes next.
+    interim: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
+    /// The place that a tunnel would have, held from the request for it.
+    tunnel: Option<Tunnel>,
     /// Whose share of the queue and the budgets this request counts for. None: it is not known who
     /// that is.
     client_key: Option<IpAddr>,
@@ -187,8 +192,10 @@ impl Exchange {
             forwarded: ForwardedHead::default(),
             response: ResponseHead::default(),
             out: Vec::new(),
+            interim: Vec::new(),
             marks: Marks::new(),
             gauge: None,
+            tunnel: None,
             client_key: None,
             open: false,
         }
@@ -196,6 +203,7 @@ impl Exchange {
 
     fn begin(&mut self, c: &Conn) {
         self.marks = Marks::new();
+        self.interim.clear();
         self.record.reset();
         self.record.time = SystemTime::now();
         self.record.peer = c.peer;
@@ -241,8 +249,9 @@ impl Exchange {
         if let Some(reason) = c.refused {
             return Err(reason);
         }
-        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
-            return Err(Reason::TooManyConnections);
+        if self.record.head.upgrade {
+            let tunnel = Tunnel::new(&self.lp, config.max_tunnels);
+            self.tunnel = Some(tunnel.ok_or(Reason::TooManyConnections)?);
         }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
@@ -347,7 +356,9 @@ impl Exchange {
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
             let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
-            if let Some(stream) = kept {
+            // Over TCP one that the app is about to close could prove nothing when it fails.
+            let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
+            if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
                 break Connected::Registered(stream);
             }
             match self.connect(c, &slot, deadline, until).await? {
@@ -391,7 +402,7 @@ impl Exchange {
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
-                    if let Err(reason) = self.pass_informational(c).await {
+                    if let Err(reason) = self.pass_informational(c) {
                         break reason;
                     }
                 }
@@ -433,16 +444,25 @@ impl Exchange {
         })
     }
 
-    /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it.
-    async fn pass_informational(&mut self, c: &Client<'_>) -> Result<(), Reason> {
+    /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it. A client that
+    /// does not take it now gets it with the final head, and no other before that: the worker must
+    /// not wait for it (invariant 2).
+    fn pass_informational(&mut self, c: &Client<'_>) -> Result<(), Reason> {
         const CONTINUE: u16 = 100;
-        if self.record.head.version == Version::Http10 || self.response.status == CONTINUE {
+        let old = self.record.head.version == Version::Http10;
+        if old || self.response.status == CONTINUE || !self.interim.is_empty() {
             return Ok(());
         }
-        let mut out = Vec::new();
-        client_head::write_informational(&mut out, &self.response);
-        c.write_all(&out).await?;
-        self.record.bytes_sent += out.len() as u64;
+        client_head::write_informational(&mut self.interim, &self.response);
+        // Nobody is woken when there is room: the final head does not wait for that either.
+        let mut cx = Context::from_waker(Waker::noop());
+        let taken = match c.stream.poll_write(&mut cx, &[IoSlice::new(&self.interim)]) {
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(_)) => return Err(Reason::ClientGone),
+            Poll::Pending => 0,
+        };
+        self.interim.drain(..taken);
+        self.record.bytes_sent += taken as u64;
         Ok(())
     }
 
@@ -497,7 +517,8 @@ impl Exchange {
     /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
     async fn answer_here(&mut self, c: &Client<'_>) -> Next {
         let mut out = Vec::new();
-        let next = self.after_own(c, self.record.head.body == RequestBody::None);
+        let no_body = matches!(self.record.head.body, RequestBody::None | RequestBody::Length(0));
+        let next = self.after_own(c, no_body);
         self.record.status = reply::write_max_forwards(
             &mut out,
             &self.record.head,
@@ -522,7 +543,8 @@ impl Exchange {
         self.record.status = reason.status();
         self.lp.shared.count_refused(reason);
         let next = self.after_own(c, self.marks.received.is_some());
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.interim);
+        let before = out.len();
         let head_len = reply::write(
             &mut out,
             &reply::Reply {
@@ -535,7 +557,7 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
         self.send_own(c, &out, next).await
     }
 
@@ -566,6 +588,7 @@ impl Exchange {
     fn end(&mut self) {
         self.write_record();
         self.gauge = None;
+        self.tunnel = None;
         self.body.clear();
     }
 
@@ -664,6 +687,7 @@ pub(crate) fn give_back(x: Box<Exchange>) {
         &x.forwarded.bytes,
         &x.response.bytes,
         &x.out,
+        &x.interim,
         &x.record.response_head,
     ];
     if buffers.map(Vec::capacity).iter().sum::<usize>() > LARGE {

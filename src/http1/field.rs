@@ -155,7 +155,7 @@ pub(super) enum Sender {
 
 /// Tells whether the head in `message`, whose first line ends at `start`, has its empty line. The
 /// common case, a read that brought exactly one head, is seen from the last four bytes.
-pub(super) fn is_complete(message: &[u8], start: usize) -> bool {
+fn is_complete(message: &[u8], start: usize) -> bool {
     const END: &[u8] = b"\r\n\r\n";
     let from = &message[start - 2..];
     from.ends_with(END) || memmem::find(from, END).is_some()
@@ -163,7 +163,7 @@ pub(super) fn is_complete(message: &[u8], start: usize) -> bool {
 
 /// What can be refused in field lines that are not complete yet: line ends and the number of lines.
 /// It is run again with every read of a slow client, so it does no more than look for line ends.
-pub(super) fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Violation> {
+fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Violation> {
     let mut fields = 0;
     for at in memchr2_iter(b'\r', b'\n', lines) {
         match lines[at] {
@@ -177,15 +177,18 @@ pub(super) fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Viola
 }
 
 /// Parses the field section that begins at `start`, behind the CRLF of the first line, and appends
-/// its lines to `fields`. The caller knows that the section is complete (`is_complete`). Gives the
-/// offset behind the empty line.
+/// its lines to `fields`. Gives the offset behind the empty line; None: it has not come yet.
 pub(super) fn parse(
     message: &[u8],
     start: usize,
     max_fields: usize,
     sender: Sender,
     fields: &mut Vec<Field>,
-) -> Result<usize, Violation> {
+) -> Result<Option<usize>, Violation> {
+    if !is_complete(message, start) {
+        check_partial(&message[start..], max_fields)?;
+        return Ok(None);
+    }
     let end = match parse_fast(message, start, fields) {
         Some(end) => end,
         None => {
@@ -194,7 +197,7 @@ pub(super) fn parse(
             walk(message, start, sender, fields)?
         }
     };
-    if fields.len() > max_fields { Err(too_many_fields()) } else { Ok(end) }
+    if fields.len() > max_fields { Err(too_many_fields()) } else { Ok(Some(end)) }
 }
 
 /// `httparse` for the section that nearly every head has: at most 64 lines, nothing wrong with
@@ -234,10 +237,7 @@ pub(super) fn walk(
 ) -> Result<usize, Violation> {
     let mut at = start;
     while let Some(len) = memchr(b'\n', &message[at..]) {
-        let line = match message[at..at + len].split_last() {
-            Some((b'\r', line)) => line,
-            _ => return Err(bad(BARE_LF)),
-        };
+        let line = without_cr(&message[at..at + len])?;
         if line.is_empty() {
             return Ok(at + 2);
         }
@@ -245,6 +245,11 @@ pub(super) fn walk(
         at += len + 1;
     }
     Err(bad("field section without an end (RFC 9112, 2.1)"))
+}
+
+/// A line without its CR, of bytes up to its LF.
+pub(super) fn without_cr(line: &[u8]) -> Result<&[u8], Violation> {
+    line.strip_suffix(b"\r").ok_or(bad(BARE_LF))
 }
 
 /// Parses one field line, without its CRLF, that lies at offset `at` of its head. The error is the
@@ -284,6 +289,9 @@ pub(super) fn field_line(line: &[u8], at: usize, sender: Sender) -> Result<Field
     })
 }
 
+/// Names in the Connection fields of a head.
+const MAX_NAMES: usize = 100;
+
 /// What the Connection fields of a head say (RFC 9110, 7.6.1).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Options {
@@ -295,7 +303,12 @@ pub(super) struct Options {
 impl Options {
     /// Adds one Connection field. Names of other fields go to `names`; what is no token names no
     /// field.
-    pub(super) fn add(&mut self, bytes: &[u8], value: Span, names: &mut Vec<Span>) {
+    pub(super) fn add(
+        &mut self,
+        bytes: &[u8],
+        value: Span,
+        names: &mut Vec<Span>,
+    ) -> Result<(), Violation> {
         for member in members(bytes, value) {
             match member.of(bytes) {
                 name if name.eq_ignore_ascii_case(b"close") => self.close = true,
@@ -306,6 +319,11 @@ impl Options {
                 _ => {}
             }
         }
+        // Each field of the head is compared with each name.
+        if names.len() > MAX_NAMES {
+            return Err(bad("Connection names more than 100 fields (RFC 9110, 7.6.1)"));
+        }
+        Ok(())
     }
 }
 
