@@ -24,7 +24,7 @@ const MEGABYTE: usize = 1024 * 1024;
 /// Clients that come at the same time; the next ones come when these are settled.
 const BATCH: usize = 200;
 /// Long enough for what a proxy gives back when clients have been idle, or gone, for a few seconds.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {

@@ -29,7 +29,7 @@ use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
-use crate::spool::Budget;
+use crate::spool::{self, Budget};
 use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
@@ -766,7 +766,10 @@ fn start_loop(
                 sweeper.timers.wake_holders();
             }
             if heap.has_shrunk(&sweeper.shared) {
-                tokio::task::spawn_blocking(sys::trim_heap);
+                tokio::task::spawn_blocking(|| {
+                    spool::drop_kept();
+                    sys::trim_heap();
+                });
             }
         }
     });
@@ -786,7 +789,7 @@ struct Heap {
 
 impl Heap {
     /// Sweeps between two looks: a load that goes up and down is left alone.
-    const LOOK: u32 = 4;
+    const LOOK: u32 = 2;
     /// Bytes that are worth it.
     const WORTH: u64 = 1024 * 1024;
     /// What a busy connection costs beside its spools, roughly.
