@@ -76,7 +76,7 @@ pub enum FieldId {
 }
 
 impl FieldId {
-    /// Classifies a field name, without regard to case.
+    /// Classifies a field name, a token, without regard to case.
     pub fn of(name: &[u8]) -> FieldId {
         use FieldId::*;
         let candidates: &[(&[u8], FieldId)] = match name.len() {
@@ -137,10 +137,10 @@ impl FieldId {
             _ => &[],
         };
         for (known, id) in candidates {
-            // The first and the last letter spare most of the comparisons.
-            let end = known.len() - 1;
-            let likely = known[0] == name[0] | 0x20 && known[end] == name[end] | 0x20;
-            if likely && is_same(known, name) {
+            // The first letter spares most of the comparisons; without an early exit the rest is
+            // vector code. Of the bytes of a token, 0x20 changes only letters and ^.
+            let differs = |sum, (known, byte): (&u8, &u8)| sum | (known ^ (byte | 0x20));
+            if known[0] == name[0] | 0x20 && known.iter().zip(name).fold(0, differs) == 0 {
                 return *id;
             }
         }
@@ -526,6 +526,14 @@ mod tests {
             assert_eq!(FieldId::of(name.to_ascii_uppercase().as_bytes()), *id);
             assert_eq!(FieldId::of(format!("{name}x").as_bytes()), FieldId::Other);
             assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other);
+            for (i, byte) in name.bytes().enumerate() {
+                let mut near = name.as_bytes().to_vec();
+                for other in (0..=255).filter(|&b| is_tchar(b) && !b.eq_ignore_ascii_case(&byte)) {
+                    near[i] = other;
+                    let expected = if other == b'_' { FieldId::Underscore } else { FieldId::Other };
+                    assert_eq!(FieldId::of(&near), expected, "{}", near.escape_ascii());
+                }
+            }
             let underscore = name.replace('-', "_");
             if underscore != *name {
                 assert_eq!(FieldId::of(underscore.as_bytes()), FieldId::Underscore);
