@@ -316,7 +316,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(c.timer.now());
+        // Of a request that waits again the first: what follows is the app's doing, not the queue's.
+        self.marks.granted.get_or_insert_with(|| c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -560,8 +561,12 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
-        self.send_own(c, &out, next).await
+        let before = self.record.bytes_sent;
+        let next = self.send_own(c, &out, next).await;
+        if self.record.bytes_sent > before {
+            self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        }
+        next
     }
 
     /// What follows an answer of our own. `in_step`: all of the request was read.
@@ -678,7 +683,12 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     let settings = lp.settings();
     match FREE.with_borrow_mut(Vec::pop) {
         Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
-        _ => Box::new(Exchange::new(lp, settings)),
+        None => Box::new(Exchange::new(lp, settings)),
+        Some(_) => {
+            // From before a reload, as the others mostly are: they hold its settings, and its log.
+            drop(FREE.take());
+            Box::new(Exchange::new(lp, settings))
+        }
     }
 }
 

@@ -148,29 +148,6 @@ impl FieldId {
     }
 }
 
-/// Equal but for the case of letters; `known` is in lower case and as long as `name`, 2 to 32 bytes.
-/// Compared as two blocks that overlap, which the compiler makes one instruction or two.
-fn is_same(known: &[u8], name: &[u8]) -> bool {
-    fn blocks<const N: usize>(known: &[u8], name: &[u8]) -> bool {
-        // Of the known bytes only letters have the bit 0x40, which is moved to where case is.
-        let same = |known: &[u8; N], name: &[u8; N]| {
-            (0..N).fold(true, |same, i| same & (name[i] | (known[i] & 0x40) >> 1 == known[i]))
-        };
-        match (known.first_chunk(), name.first_chunk(), known.last_chunk(), name.last_chunk()) {
-            (Some(known), Some(name), Some(known_end), Some(name_end)) => {
-                same(known, name) && same(known_end, name_end)
-            }
-            _ => false,
-        }
-    }
-    match known.len() {
-        16.. => blocks::<16>(known, name),
-        8.. => blocks::<8>(known, name),
-        4.. => blocks::<4>(known, name),
-        _ => blocks::<2>(known, name),
-    }
-}
-
 /// Copies field lines as they came, those that follow each other all at once.
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
