@@ -303,7 +303,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(Instant::now());
+        let waited = place.is_some_and(|place| place.is_line());
+        self.marks.granted = Some(if waited { Instant::now() } else { entered });
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -376,14 +377,15 @@ impl Exchange {
                 self.poll_client_left(c, cx).map(Err)
             })
             .await;
+            let now = Instant::now();
             if attempt.received > 0 {
-                self.marks.first_byte.get_or_insert_with(Instant::now);
+                self.marks.first_byte.get_or_insert(now);
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(connected_at.elapsed());
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {

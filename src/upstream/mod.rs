@@ -6,6 +6,7 @@ pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
 mod histogram;
+mod names;
 mod queue;
 
 use std::cell::Cell;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
 use histogram::Histogram;
+use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
 pub(crate) use connect::{Connected, Tried, connect};
@@ -30,7 +32,7 @@ pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
     kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
-    names: connect::Names,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl Upstreams {
                 unbounded: false,
             }),
             kept: Mutex::default(),
-            names: connect::Names::default(),
+            names: Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
@@ -118,12 +120,19 @@ impl Upstreams {
         let again = failed.as_ref().map(|slot| (slot.ticket, slot.index));
         drop(failed);
         let ask = Ask { client, safe, again };
-        self.change(|state| match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
-            Entered::Slot(index, ticket) => Ok(Place::Slot(Some(self.slot(state, index, ticket)))),
-            Entered::Waiting(ticket) => {
-                Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+        self.change(|state| {
+            if let Some((index, ticket)) = state.queue.enter_at_once(again) {
+                return Ok(Place::Slot(Some(self.slot(state, index, ticket))));
             }
-            Entered::Refused(refusal) => Err(refusal),
+            match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
+                Entered::Slot(index, ticket) => {
+                    Ok(Place::Slot(Some(self.slot(state, index, ticket))))
+                }
+                Entered::Waiting(ticket) => {
+                    Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+                }
+                Entered::Refused(refusal) => Err(refusal),
+            }
         })
     }
 
@@ -245,8 +254,8 @@ pub(crate) struct Slot {
     addr: Arc<UpstreamAddr>,
     /// The upstream was down when this was given: the request finds out whether it still is.
     trial: Cell<bool>,
-    /// How long the app took to answer, if it did.
-    answered: Cell<Option<Duration>>,
+    /// How long the app took to answer, if it did, and when that was.
+    answered: Cell<Option<(Duration, Instant)>>,
 }
 
 impl Slot {
@@ -258,13 +267,13 @@ impl Slot {
         &self.addr
     }
 
-    fn names(&self) -> &connect::Names {
+    fn names(&self) -> &Names {
         &self.upstreams.names
     }
 
-    /// The app has answered, this long after it was connected to.
-    pub(crate) fn answered(&self, took: Duration) {
-        self.answered.set(Some(took));
+    /// The app has answered now, this long after it was connected to.
+    pub(crate) fn answered(&self, took: Duration, now: Instant) {
+        self.answered.set(Some((took, now)));
     }
 
     /// Connecting has failed, which took this long to know.
@@ -309,7 +318,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let answered = self.answered.get();
         self.upstreams.change(|state| {
-            state.queue.release(self.index, self.ticket, answered, Instant::now());
+            state.queue.release(self.index, self.ticket, answered, Instant::now);
         });
     }
 }
