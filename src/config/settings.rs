@@ -151,7 +151,8 @@ const TABLE: &[Opt] = &[
         default: "1",
         example: "2",
         short: "Event loops",
-        long: "One is enough for what Python can answer; the other cores are the app's.",
+        long: "One is enough for what Python can answer; the other cores are the app's. More than the \
+               cgroup's limit of CPUs is taken, with a warning.",
         set: |c, v, _| {
             put(&mut c.threads, v, |text| match count(text)? {
                 threads @ 1..=64 => Ok(threads),
@@ -217,11 +218,12 @@ const TABLE: &[Opt] = &[
         example: "fifo",
         short: "Who is next: adaptive or fifo",
         long: "fifo: the one that has waited longest. adaptive: the same, but the newest first once \
-               all have waited for more than 100 ms (or as long as a request usually takes) for a \
-               second or more, and the wait does not fall; until the queue is empty. Then most clients \
-               are answered at once; in order, each worker would work for a client that is about to \
-               leave. Also decides who is refused when the queue is full: the newcomer, or with the \
-               newest first the oldest.",
+               the queue stands (for 200 ms all have waited for more than 100 ms) and loses somebody: \
+               a client leaves it or finds it full, or its waits have grown by 3 s and by 30 times \
+               what a request usually takes; until it is empty. Then most clients are answered at \
+               once; in order, each worker would work for a client that is about to leave. Also \
+               decides who is refused when the queue is full: the newcomer, or with the newest first \
+               the oldest.",
         set: |c, v, _| {
             put(
                 &mut c.queue_order,
@@ -516,7 +518,7 @@ const TABLE: &[Opt] = &[
         short: "For all bodies together; beyond it they go to disk",
         long: "The app needs the memory more, and holds none of it for slow clients any longer.",
         here: Some(|here, _| {
-            let share = (here.memory_limit? / 16).max(1 << 20);
+            let share = (here.cgroup.memory? / 16).max(1 << 20);
             // To the next lower 64k, so that it can be typed.
             (share < 32 << 20).then(|| (show_size(share & !0xffff), "cgroup"))
         }),
@@ -709,7 +711,8 @@ const TABLE: &[Opt] = &[
         default: "off",
         example: "/healthz",
         short: "Paths that are not logged",
-        long: "Compared with the target up to its query, whole.",
+        long: "Compared with the target up to its query, byte for byte; a * at the end stands for any \
+               rest.",
         list: true,
         set: |c, v, _| put_list(&mut c.log_skip, v, url_path),
         ..PLAIN

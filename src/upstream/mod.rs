@@ -6,10 +6,10 @@ pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
 mod histogram;
+mod names;
 mod queue;
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
 use histogram::Histogram;
+use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
 pub(crate) use connect::{Connected, Tried, connect};
@@ -32,8 +33,8 @@ const ACCEPTED: Duration = Duration::from_secs(1);
 pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
-    kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
-    names: connect::Names,
+    kept: Mutex<Vec<Vec<(Stream, Instant)>>>,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Upstreams {
                 marks: 0,
             }),
             kept: Mutex::default(),
-            names: connect::Names::default(),
+            names: Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
@@ -157,12 +158,19 @@ impl Upstreams {
         let again = failed.as_ref().map(|slot| (slot.ticket, slot.index));
         drop(failed);
         let ask = Ask { client, safe, again };
-        self.change(|state| match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
-            Entered::Slot(index, ticket) => Ok(Place::Slot(Some(self.slot(state, index, ticket)))),
-            Entered::Waiting(ticket) => {
-                Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+        self.change(|state| {
+            if let Some((index, ticket)) = state.queue.enter_at_once(again) {
+                return Ok(Place::Slot(Some(self.slot(state, index, ticket))));
             }
-            Entered::Refused(refusal) => Err(refusal),
+            match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
+                Entered::Slot(index, ticket) => {
+                    Ok(Place::Slot(Some(self.slot(state, index, ticket))))
+                }
+                Entered::Waiting(ticket) => {
+                    Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+                }
+                Entered::Refused(refusal) => Err(refusal),
+            }
         })
     }
 
@@ -198,13 +206,14 @@ impl Upstreams {
         state.addrs.iter().enumerate().map(one).collect()
     }
 
-    fn lock_kept(&self) -> MutexGuard<'_, HashMap<Index, Vec<(Stream, Instant)>>> {
+    /// By the index of the upstream.
+    fn lock_kept(&self) -> MutexGuard<'_, Vec<Vec<(Stream, Instant)>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes kept connections that have been idle longer than `limit`.
     pub(crate) fn close_stale(&self, limit: Duration) {
-        for kept in self.lock_kept().values_mut() {
+        for kept in self.lock_kept().iter_mut() {
             kept.retain(|(_, since)| since.elapsed() < limit);
         }
     }
@@ -284,8 +293,8 @@ pub(crate) struct Slot {
     addr: Arc<UpstreamAddr>,
     /// The upstream was down when this was given: the request finds out whether it still is.
     trial: Cell<bool>,
-    /// How long the app took to answer, if it did.
-    answered: Cell<Option<Duration>>,
+    /// How long the app took to answer, if it did, and when that was.
+    answered: Cell<Option<(Duration, Instant)>>,
     /// It stands for a worker, on a Unix socket.
     of_worker: bool,
     /// No worker has taken the request for longer than a worker takes.
@@ -303,13 +312,13 @@ impl Slot {
         &self.addr
     }
 
-    fn names(&self) -> &connect::Names {
+    fn names(&self) -> &Names {
         &self.upstreams.names
     }
 
-    /// The app has answered, this long after it was connected to.
-    pub(crate) fn answered(&self, took: Duration) {
-        self.answered.set(Some(took));
+    /// The app has answered now, this long after it was connected to.
+    pub(crate) fn answered(&self, took: Duration, now: Instant) {
+        self.answered.set(Some((took, now)));
     }
 
     /// When to look whether a worker has taken a request that is sent now. None: it tells nothing,
@@ -353,19 +362,25 @@ impl Slot {
     }
 
     /// A connection that was kept in a slot of this upstream and is neither closed nor stale.
-    pub(crate) fn take_kept(&self, limit: Duration) -> Option<Stream> {
+    pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
-            let (stream, since) = self.upstreams.lock_kept().get_mut(&self.index)?.pop()?;
+            let index = usize::from(self.index);
+            let (stream, since) = self.upstreams.lock_kept().get_mut(index)?.pop()?;
             let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
-            if quiet && since.elapsed() < limit {
+            if quiet && now - since < limit {
                 return Some(stream);
             }
         }
     }
 
     /// Keeps the connection in this slot, which is given up.
-    pub(crate) fn keep(self, stream: Stream) {
-        self.upstreams.lock_kept().entry(self.index).or_default().push((stream, Instant::now()));
+    pub(crate) fn keep(self, stream: Stream, now: Instant) {
+        let index = usize::from(self.index);
+        let mut kept = self.upstreams.lock_kept();
+        if kept.len() <= index {
+            kept.resize_with(index + 1, Vec::new);
+        }
+        kept[index].push((stream, now));
     }
 }
 
@@ -376,7 +391,7 @@ impl Drop for Slot {
         self.upstreams.change(|state| {
             state.held -= 1;
             state.older -= usize::from(self.marks < state.marks);
-            state.queue.release(self.index, self.ticket, answered, Instant::now());
+            state.queue.release(self.index, self.ticket, answered, Instant::now);
         });
     }
 }

@@ -381,3 +381,27 @@ fn any_client(mut client: Client, random: &mut fastrand::Rng) {
         client.reset();
     }
 }
+
+#[test]
+fn early_hints_do_not_tie_a_worker_to_a_client_that_does_not_read() {
+    const ANSWERS: usize = 20;
+    let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".as_bytes();
+    let app = App::answering([hint, &ok(pattern(30_000))].concat());
+    let dir = tempfile::tempdir().unwrap();
+    let path = unix_path(&dir);
+    let listen = format!("unix:{}", path.display());
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--listen", &listen]);
+    // A Unix socket takes an answer whole or, when it is full, not a byte: the hint is what waits.
+    let mut slow = Client::unix(&path);
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n".repeat(ANSWERS));
+    // They have their turns one after the other, so the slow one is stuck before the end of this.
+    let mut other = proxy.connect();
+    for _ in 0..ANSWERS {
+        other.get("/other");
+        assert_eq!(other.response().status(), 200);
+    }
+    for i in 0..ANSWERS {
+        assert_eq!(slow.head().status(), 103, "answer {i}");
+        assert!(slow.response().body == pattern(30_000), "answer {i} was changed on the way");
+    }
+}
