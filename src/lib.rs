@@ -16,7 +16,7 @@
 //! |---|---|
 //! | [`error`] | `Reason`: why an exchange ended; its status, its name in the log, its sentence. One table |
 //! | [`metrics`] | counters, atomics |
-//! | `sys` | two calls that have no safe wrapper: the only `unsafe` |
+//! | `sys` | the few calls that have no safe wrapper: the only `unsafe` |
 //! | [`http1`] | the codec, sans I/O: heads, chunked; everything strict is here |
 //! | [`config`] | flags, environment, file, platform → `Config`; each option once, in `settings` |
 //! | [`trust`] | pure: client and scheme of a request, from those whose word counts |

@@ -3,10 +3,11 @@
 //!
 //! `main` calls `parse_args` once. The options are a table in `settings`; `command_line`, the
 //! environment and the file give texts, `resolve` picks the winner of each and parses it (`value`);
-//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
+//! `platform`, `cgroup`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
 //! and wrong together with the app; `check` shows the result.
 
 mod app_server;
+pub mod cgroup;
 mod check;
 mod command_line;
 mod gunicorn;
@@ -352,8 +353,8 @@ pub struct Config {
     pub config_file: Option<PathBuf>,
     /// `DYNO` is set.
     pub heroku: bool,
-    /// Memory limit of the cgroup, if there is one, for the boot line.
-    pub memory_limit: Option<u64>,
+    /// What it may use, for the boot line.
+    pub cgroup: cgroup::Limits,
     /// What is odd but no error, one line each, to be said at start.
     pub warnings: Vec<String>,
 }
@@ -376,9 +377,11 @@ impl Config {
             presets => format!(", trust {}", presets.join(" and ")),
         };
         line += &format!(", memory {}", value::show_size(self.memory));
-        if let Some(limit) = self.memory_limit {
-            // Whole megabytes: the limits that platforms set are not always round.
-            line += &format!(" of {}", value::show_size(limit.max(1 << 20) & !0xfffff));
+        if let Some(limit) = self.cgroup.memory {
+            line += &format!(" of {}", cgroup::show_memory(limit));
+        }
+        if let Some(limit) = self.cgroup.cpu {
+            line += &format!(", cpu {}", cgroup::show_cpu(limit));
         }
         let medium = if self.spool_in_memory { "memory" } else { "disk" };
         line += &match self.spool_max {
@@ -492,7 +495,7 @@ impl Config {
             command: Vec::new(),
             config_file: None,
             heroku: false,
-            memory_limit: None,
+            cgroup: cgroup::Limits::default(),
             warnings: Vec::new(),
         }
     }

@@ -150,7 +150,8 @@ const TABLE: &[Opt] = &[
         default: "1",
         example: "2",
         short: "Event loops",
-        long: "One is enough for what Python can answer; the other cores are the app's.",
+        long: "One is enough for what Python can answer; the other cores are the app's. More than the \
+               cgroup's limit of CPUs is taken, with a warning.",
         set: |c, v, _| {
             put(&mut c.threads, v, |text| match count(text)? {
                 threads @ 1..=64 => Ok(threads),
@@ -515,7 +516,7 @@ const TABLE: &[Opt] = &[
         short: "For all bodies together; beyond it they go to disk",
         long: "The app needs the memory more, and holds none of it for slow clients any longer.",
         here: Some(|here, _| {
-            let share = (here.memory_limit? / 16).max(1 << 20);
+            let share = (here.cgroup.memory? / 16).max(1 << 20);
             // To the next lower 64k, so that it can be typed.
             (share < 32 << 20).then(|| (show_size(share & !0xffff), "cgroup"))
         }),
@@ -708,7 +709,8 @@ const TABLE: &[Opt] = &[
         default: "off",
         example: "/healthz",
         short: "Paths that are not logged",
-        long: "Compared with the target up to its query, whole.",
+        long: "Compared with the target up to its query, byte for byte; a * at the end stands for any \
+               rest.",
         list: true,
         set: |c, v, _| put_list(&mut c.log_skip, v, url_path),
         ..PLAIN

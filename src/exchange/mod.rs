@@ -28,14 +28,17 @@ use crate::error::Reason;
 use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
-use crate::server::{Gauge, Loop, Settings};
-use crate::spool::{Spool, SpoolLimits};
+use crate::server::{Gauge, Loop, Settings, Tunnel};
+use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
+
+/// Bytes of next requests that are read while one is at work: its end is seen behind them.
+const PIPELINED: usize = 8 * 1024;
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +67,11 @@ pub(crate) struct Exchange {
     interim: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
-    /// Whose share of the queue this request counts for. None: it is not known who that is.
-    queue_key: Option<IpAddr>,
+    /// The place that a tunnel would have, held from the request for it.
+    tunnel: Option<Tunnel>,
+    /// Whose share of the queue and the budgets this request counts for. None: it is not known who
+    /// that is.
+    client_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
 }
@@ -82,9 +88,9 @@ struct Marks {
 }
 
 impl Marks {
-    fn new() -> Marks {
+    fn new(now: Instant) -> Marks {
         Marks {
-            started: Instant::now(),
+            started: now,
             received: None,
             granted: None,
             connected: None,
@@ -154,7 +160,7 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
-        let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
+        let ran = x.marks.connected.map_or(Duration::ZERO, |at| c.timer.now() - at);
         match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
             Again::No(reason) => {
@@ -187,15 +193,16 @@ impl Exchange {
             response: ResponseHead::default(),
             out: Vec::new(),
             interim: Vec::new(),
-            marks: Marks::new(),
+            marks: Marks::new(lp.timers.now()),
             gauge: None,
-            queue_key: None,
+            tunnel: None,
+            client_key: None,
             open: false,
         }
     }
 
     fn begin(&mut self, c: &Conn) {
-        self.marks = Marks::new();
+        self.marks = Marks::new(c.timer.now());
         self.interim.clear();
         self.record.reset();
         self.record.time = SystemTime::now();
@@ -225,7 +232,7 @@ impl Exchange {
         let resolved = trust::resolve(config, c.peer, &self.record.head);
         self.record.client = resolved.client;
         self.record.scheme = resolved.scheme;
-        self.queue_key = queue_key(c.peer, &resolved);
+        self.client_key = client_key(c.peer, &resolved);
         self.forwarded.write(
             &self.record.head,
             &forward::Forward {
@@ -242,8 +249,9 @@ impl Exchange {
         if let Some(reason) = c.refused {
             return Err(reason);
         }
-        if self.record.head.upgrade && self.lp.shared.tunnels() >= config.max_tunnels {
-            return Err(Reason::TooManyConnections);
+        if self.record.head.upgrade {
+            let tunnel = Tunnel::new(&self.lp, config.max_tunnels);
+            self.tunnel = Some(tunnel.ok_or(Reason::TooManyConnections)?);
         }
         if forward::max_forwards_zero(&self.record.head) {
             return Ok(Some(self.answer_here(c).await));
@@ -271,13 +279,13 @@ impl Exchange {
         failed: Option<Slot>,
     ) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let entered = Instant::now();
+        let entered = c.timer.now();
         let safe = matches!(self.record.head.method(), b"GET" | b"HEAD");
         let mut failed = Some(failed);
         let mut place = None;
         let slot = poll_fn(|cx| {
             if let Some(failed) = failed.take() {
-                match shared.upstreams.enter(self.queue_key, safe, failed, cx) {
+                match shared.upstreams.enter(self.client_key, safe, failed, cx) {
                     Ok(entered) => place = Some(entered),
                     Err(refusal) => return Poll::Ready(Err(refused(refusal))),
                 }
@@ -300,7 +308,7 @@ impl Exchange {
                 return Poll::Ready(Err(shared.gone_reason()));
             }
             let (end, reason) = self.end_of_wait(c, entered);
-            if Instant::now() >= end {
+            if c.timer.now() >= end {
                 return Poll::Ready(Err(reason));
             }
             c.timer.set_at(end);
@@ -308,7 +316,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(Instant::now());
+        // Of a request that waits again the first: what follows is the app's doing, not the queue's.
+        self.marks.granted.get_or_insert_with(|| c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -332,7 +341,7 @@ impl Exchange {
     }
 
     fn is_too_late(&self, c: &Client<'_>) -> bool {
-        Instant::now() >= self.last_start(c)
+        c.timer.now() >= self.last_start(c)
     }
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
@@ -344,11 +353,16 @@ impl Exchange {
     ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let until = deadline.min(c.timer.now() + c.config().connect_retry);
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
-            let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
-            if let Some(stream) = kept {
+            let kept = c
+                .config()
+                .upstream_keepalive
+                .and_then(|limit| slot.take_kept(limit, c.timer.now()));
+            // Over TCP one that the app is about to close could prove nothing when it fails.
+            let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
+            if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
                 break Connected::Registered(stream);
             }
             match self.connect(c, &slot, deadline, until).await? {
@@ -356,7 +370,7 @@ impl Exchange {
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
-        let connected_at = Instant::now();
+        let connected_at = c.timer.now();
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
@@ -382,13 +396,13 @@ impl Exchange {
             })
             .await;
             if attempt.received > 0 {
-                self.marks.first_byte.get_or_insert_with(Instant::now);
+                self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(connected_at.elapsed());
+                    slot.answered(c.timer.now() - connected_at);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -459,18 +473,32 @@ impl Exchange {
     /// Reads what the client sends while the app works: its next request is kept, its end means that
     /// it has left. Ready only for the latter.
     fn poll_client_left(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> Poll<Reason> {
-        // A client that pipelines more than a head is not read further; its end is seen later.
-        while self.input.len() < c.config().max_head {
+        self.relieve(c);
+        // A client that pipelines more than this is not read further; its end is seen later.
+        while self.input.len() < PIPELINED {
             if ready!(c.stream.poll_readable(cx)).is_err() {
                 return Poll::Ready(Reason::ClientGone);
             }
             let mut buf = Scratch::take();
-            match ready!(c.stream.poll_read(cx, &mut buf)) {
+            let room = PIPELINED - self.input.len();
+            match ready!(c.stream.poll_read(cx, &mut buf[..room])) {
                 Ok(0) | Err(_) => return Poll::Ready(Reason::ClientGone),
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
             }
         }
         Poll::Pending
+    }
+
+    /// The request's body does not wait in memory for long.
+    fn relieve(&mut self, c: &Client<'_>) {
+        if self.body.relieve() {
+            c.timer.hold();
+        }
+    }
+
+    /// Whose share of the budgets bodies count for.
+    fn owner(&self) -> Owner {
+        self.lp.shared.budget.owner(self.client_key)
     }
 
     /// The worker goes on for nobody: a task of its own holds the slot until it is done.
@@ -533,8 +561,12 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
-        self.send_own(c, &out, next).await
+        let before = self.record.bytes_sent;
+        let next = self.send_own(c, &out, next).await;
+        if self.record.bytes_sent > before {
+            self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        }
+        next
     }
 
     /// What follows an answer of our own. `in_step`: all of the request was read.
@@ -564,6 +596,7 @@ impl Exchange {
     fn end(&mut self) {
         self.write_record();
         self.gauge = None;
+        self.tunnel = None;
         self.body.clear();
     }
 
@@ -571,7 +604,7 @@ impl Exchange {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let end = Instant::now();
+        let end = self.lp.timers.now();
         let m = self.marks;
         let received = m.received.unwrap_or(end);
         let granted = m.granted.unwrap_or(end);
@@ -593,6 +626,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            self.lp.timers.refresh();
             if self.record.head.line.is_empty() {
                 receive::remember_partial(self);
             }
@@ -607,9 +641,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whose share of the queue a request counts for: a client that trust names, else the peer, unless
+/// Whose share a request counts for: a client that trust names, else the peer, unless
 /// that is one behind which all clients may be: of this machine or of a private network.
-fn queue_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
+fn client_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
     let client = resolved.client?;
     let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);
     let known = match resolved.trusted {
@@ -649,7 +683,12 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     let settings = lp.settings();
     match FREE.with_borrow_mut(Vec::pop) {
         Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
-        _ => Box::new(Exchange::new(lp, settings)),
+        None => Box::new(Exchange::new(lp, settings)),
+        Some(_) => {
+            // From before a reload, as the others mostly are: they hold its settings, and its log.
+            drop(FREE.take());
+            Box::new(Exchange::new(lp, settings))
+        }
     }
 }
 

@@ -144,7 +144,48 @@ impl FieldId {
                 return *id;
             }
         }
-        if memchr(b'_', name).is_some() { Underscore } else { Other }
+        if name.contains(&b'_') { Underscore } else { Other }
+    }
+}
+
+/// Copies field lines as they came, those that follow each other all at once.
+#[derive(Debug)]
+pub(crate) struct Lines<'a> {
+    /// The head that the fields are of.
+    bytes: &'a [u8],
+    /// Lines that were added and not yet copied.
+    run: Span,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Lines<'a> {
+        Lines { bytes, run: Span::default() }
+    }
+
+    /// Adds the line of a field as `name: value CRLF`.
+    pub(crate) fn add(&mut self, out: &mut Vec<u8>, field: &Field) {
+        let (name, value) = (field.name, field.value);
+        let between = &self.bytes[name.end as usize..value.start as usize];
+        let line = Span { start: name.start, end: value.end + 2 };
+        if between != b": "
+            || self.bytes.get(value.end as usize..line.end as usize) != Some(b"\r\n")
+        {
+            self.copy(out);
+            out.extend_from_slice(name.of(self.bytes));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.of(self.bytes));
+            out.extend_from_slice(b"\r\n");
+        } else if line.start == self.run.end {
+            self.run.end = line.end;
+        } else {
+            self.copy(out);
+            self.run = line;
+        }
+    }
+
+    /// Copies what was added. To be called before anything else is written.
+    pub(crate) fn copy(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(std::mem::take(&mut self.run).of(self.bytes));
     }
 }
 

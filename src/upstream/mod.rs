@@ -9,7 +9,6 @@ mod histogram;
 mod queue;
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -29,7 +28,7 @@ pub(crate) use queue::{Refusal, client_key};
 pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
-    kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
+    kept: Mutex<Vec<Vec<(Stream, Instant)>>>,
     names: connect::Names,
 }
 
@@ -159,13 +158,14 @@ impl Upstreams {
         state.addrs.iter().enumerate().map(one).collect()
     }
 
-    fn lock_kept(&self) -> MutexGuard<'_, HashMap<Index, Vec<(Stream, Instant)>>> {
+    /// By the index of the upstream.
+    fn lock_kept(&self) -> MutexGuard<'_, Vec<Vec<(Stream, Instant)>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes kept connections that have been idle longer than `limit`.
     pub(crate) fn close_stale(&self, limit: Duration) {
-        for kept in self.lock_kept().values_mut() {
+        for kept in self.lock_kept().iter_mut() {
             kept.retain(|(_, since)| since.elapsed() < limit);
         }
     }
@@ -289,19 +289,25 @@ impl Slot {
     }
 
     /// A connection that was kept in a slot of this upstream and is neither closed nor stale.
-    pub(crate) fn take_kept(&self, limit: Duration) -> Option<Stream> {
+    pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
-            let (stream, since) = self.upstreams.lock_kept().get_mut(&self.index)?.pop()?;
+            let index = usize::from(self.index);
+            let (stream, since) = self.upstreams.lock_kept().get_mut(index)?.pop()?;
             let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
-            if quiet && since.elapsed() < limit {
+            if quiet && now - since < limit {
                 return Some(stream);
             }
         }
     }
 
     /// Keeps the connection in this slot, which is given up.
-    pub(crate) fn keep(self, stream: Stream) {
-        self.upstreams.lock_kept().entry(self.index).or_default().push((stream, Instant::now()));
+    pub(crate) fn keep(self, stream: Stream, now: Instant) {
+        let index = usize::from(self.index);
+        let mut kept = self.upstreams.lock_kept();
+        if kept.len() <= index {
+            kept.resize_with(index + 1, Vec::new);
+        }
+        kept[index].push((stream, now));
     }
 }
 

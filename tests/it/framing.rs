@@ -336,6 +336,25 @@ fn invalid_responses_become_502() {
 }
 
 #[test]
+fn body_that_is_broken_where_it_begins_becomes_502() {
+    // Head and body come together: nothing was sent to the client yet.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--gzip", "6"]);
+    for (i, accepts) in ["", "Accept-Encoding: gzip\r\n"].into_iter().enumerate() {
+        let mut client = proxy.connect();
+        client.send(format!(
+            "POST /broken{i} HTTP/1.1\r\nHost: a\r\n{accepts}Content-Length: 0\r\n\r\n"
+        ));
+        app.request().0.send(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n\
+             not a size\r\n",
+        );
+        assert_eq!(client.response().status(), 502, "{accepts:?}");
+        assert_eq!(proxy.record(&format!("/broken{i}")).get("end"), "invalid_response");
+    }
+}
+
+#[test]
 fn endless_response_head_becomes_502() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);
