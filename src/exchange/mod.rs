@@ -39,6 +39,8 @@ use retry::{Again, Tries};
 
 /// Bytes of next requests that are read while one is at work: its end is seen behind them.
 const PIPELINED: usize = 8 * 1024;
+/// How often a request that no worker has taken is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,8 +382,8 @@ impl Exchange {
         let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
+        let mut look_at = slot.look_at();
         let reason = loop {
-            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -389,20 +391,28 @@ impl Exchange {
                 if event.is_ready() {
                     return event.map(Ok);
                 }
-                if c.timer.expired() {
+                let now = Instant::now();
+                if now >= deadline {
                     return Poll::Ready(Err(shared.timeout_reason()));
                 }
+                if look_at.is_some_and(|at| now >= at) {
+                    slot.set_unread(attempt.is_unread());
+                    look_at = slot.is_unread().then(|| now + LOOK_AGAIN);
+                }
+                c.timer.set_at(look_at.map_or(deadline, |at| at.min(deadline)));
                 self.poll_client_left(c, cx).map(Err)
             })
             .await;
             if attempt.received > 0 {
+                slot.set_unread(false);
                 self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(c.timer.now() - connected_at);
+                    let now = c.timer.now();
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -561,10 +571,10 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        let before = self.record.bytes_sent;
+        let sent = self.record.bytes_sent;
         let next = self.send_own(c, &out, next).await;
-        if self.record.bytes_sent > before {
-            self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        if self.record.bytes_sent > sent {
+            self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
         }
         next
     }
