@@ -396,8 +396,8 @@ fn in_order_an_overload_answers_almost_nobody() {
 
 #[test]
 fn work_of_very_different_length_is_served_nearly_as_well_as_by_the_best_policy() {
-    for load in [0.95, 1.05, 1.2, 2.0, 3.0, 10.0] {
-        for patience in [0.5, 1.0, 5.0, 10.0] {
+    for load in [1.05, 1.2, 3.0, 10.0] {
+        for patience in [0.5, 1.0, 10.0] {
             let site = Site { load, patience, work: Work::Spread(0.05, 1.0), ..SITE };
             let mean = |of: &dyn Fn(u64) -> f64| SEEDS.map(of).sum::<f64>() / SEEDS.count() as f64;
             let ours = mean(&|seed| run(site, seed).goodput);
