@@ -118,7 +118,7 @@ fn one(
     let dir = tempfile::Builder::new().prefix("overload").tempdir_in(dir)?;
     let socket = dir.path().join("app.sock");
     let done = workers(&socket, case.work)?;
-    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", dir.path())?;
+    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", &[], dir.path())?;
     let capacity = WORKERS as f64 / case.work.mean();
     let count = (capacity * case.times * seconds) as u32;
     let gap = Duration::from_secs(1).div_f64(capacity * case.times);
