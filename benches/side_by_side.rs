@@ -147,7 +147,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
-        println!("{}", overload::run(&kinds, options.quick, dir.path())?);
+        println!("{}", overload::run(&kinds, &options.case, options.quick, dir.path())?);
     }
     Ok(())
 }
