@@ -393,6 +393,11 @@ impl Facts {
                 "Requests that crossed the close of an idle connection.",
                 &METRICS.crossed_close,
             ),
+            (
+                "idle_reaped_total",
+                "Idle connections closed above 90 % of max-connections, to make room.",
+                &METRICS.idle_reaped,
+            ),
         ];
         for (name, help, counter) in counters {
             text.family(name, "counter", help);

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | [`error`] | `Reason`: why an exchange ended; its status, its name in the log, its sentence. One table |
 //! | [`metrics`] | counters, atomics |
-//! | `sys` | two calls that have no safe wrapper: the only `unsafe` |
+//! | `sys` | the few calls that have no safe wrapper: the only `unsafe` |
 //! | [`http1`] | the codec, sans I/O: heads, chunked; everything strict is here |
 //! | [`config`] | flags, environment, file, platform → `Config`; each option once, in `settings` |
 //! | [`trust`] | pure: client and scheme of a request, from those whose word counts |
@@ -27,7 +27,7 @@
 //! | `upstream` | slots and line (`queue`, pure), `connect`, `attempt`, `discard`: a worker whose client has left |
 //! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
 //! | [`server`] | listeners, event loops, what they share; `connection`: the loop of one client |
-//! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper |
+//! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper; its workers, counted |
 //! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
 //! | [`demo`] | the proof on a machine that has nothing else |

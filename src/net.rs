@@ -47,6 +47,16 @@ impl Stream {
         self.fd.get_ref()
     }
 
+    /// The socket alone; no loop watches it any more.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.fd.into_inner()
+    }
+
+    /// Reads what is there, without asking the loop.
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self.fd.get_ref(), buf, RecvFlags::empty())?.0)
+    }
+
     /// Reads what is there. `Ok(0)` is the end of the stream.
     pub(crate) fn poll_read(
         &self,

@@ -1,12 +1,14 @@
 //! The calls that no safe wrapper offers: the only `unsafe` of the crate.
 #![allow(unsafe_code)]
 
+use std::ffi::{c_int, c_uint};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::{FdFlags, dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::ioctl::{Getter, Opcode, ioctl};
-use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -54,9 +56,43 @@ fn claim(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Registers a socket with the current event loop.
-pub(crate) fn watch(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+/// Registers what owns its descriptor with the current event loop.
+pub(crate) fn watch<T: AsRawFd + Into<OwnedFd>>(
+    owner: T,
+    interest: Interest,
+) -> io::Result<AsyncFd<T>> {
     // SAFETY: `register` asks that `as_raw_fd` names the same open descriptor for as long as the
-    // value lives; a `Socket` owns its descriptor, never swaps it and closes it when dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+    // value lives; `Socket` and `OwnedFd`, which this is called with, own their descriptor, never swap
+    // it and close it when dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
+}
+
+/// Writes `range` of `file` to disk and waits for it: its pages, not the metadata (nothing here is
+/// to outlive a crash), which spares the journal and the flush of fdatasync.
+pub(crate) fn write_back(file: &File, range: Range<u64>) -> io::Result<()> {
+    unsafe extern "C" {
+        fn sync_file_range(fd: c_int, offset: i64, bytes: i64, flags: c_uint) -> c_int;
+    }
+    /// SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER.
+    const ALL: c_uint = 1 | 2 | 4;
+    let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
+    let (offset, bytes) = (signed(range.start)?, signed(range.end.saturating_sub(range.start))?);
+    // SAFETY: takes numbers only; `file` is open as long as it is borrowed.
+    match unsafe { sync_file_range(file.as_raw_fd(), offset, bytes, ALL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives the free pages of the heap back to the kernel, those between live allocations too. Takes
+/// the heap's lock for some milliseconds where much is free. musl gives them back by itself.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> c_int;
+        }
+        // SAFETY: may be called at any time, by any thread (malloc_trim(3)).
+        unsafe { malloc_trim(0) };
+    }
 }

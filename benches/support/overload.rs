@@ -50,7 +50,7 @@ fn one(kind: Kind, times: f64, seconds: u32, dir: &Path) -> io::Result<Vec<Strin
     let dir = tempfile::Builder::new().prefix("overload").tempdir_in(dir)?;
     let socket = dir.path().join("app.sock");
     let done = workers(&socket)?;
-    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", dir.path())?;
+    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", &[], dir.path())?;
     let count = (CAPACITY * times * f64::from(seconds)) as u32;
     let gap = Duration::from_secs(1).div_f64(CAPACITY * times);
     let (mut answered, recovery) = block_on(async {

@@ -42,6 +42,7 @@ pub(super) fn text(resolved: &Resolved) -> String {
 pub(super) fn concurrency(config: &Config) -> String {
     let number = match config.concurrency {
         Concurrency::Slots(slots) => slots.to_string(),
+        Concurrency::Off if config.workers.is_some() => "auto".to_owned(),
         Concurrency::Off => "off".to_owned(),
     };
     match config.concurrency_reason.as_str() {

@@ -58,7 +58,7 @@ impl Sources<'_> {
             env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
-            nofile: platform::nofile().1,
+            nofile: platform::nofile(),
             private_socket: platform::private_socket(),
         }
     }
@@ -201,6 +201,22 @@ pub enum Concurrency {
     Off,
 }
 
+/// The workers of a wrapped server that serves one request a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workers {
+    /// As configured. None: only the app knows.
+    pub number: Option<usize>,
+    /// Of each of them.
+    pub threads: usize,
+}
+
+impl Workers {
+    /// Requests that they serve at once.
+    fn slots(self) -> Option<usize> {
+        Some(self.number? * self.threads)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueOrder {
     /// The one that has waited longest; in overload the newest.
@@ -270,6 +286,8 @@ pub struct Config {
     pub concurrency: Concurrency,
     /// Why `concurrency` is what it is, for the boot line: `gunicorn sync, 4 workers`.
     pub concurrency_reason: String,
+    /// `concurrency` is auto and goes by how many of these are alive.
+    pub workers: Option<Workers>,
     /// 0: nothing waits.
     pub queue: usize,
     pub queue_timeout: Duration,
@@ -434,6 +452,7 @@ impl Config {
             threads: 0,
             concurrency: Concurrency::Off,
             concurrency_reason: String::new(),
+            workers: None,
             queue: 0,
             queue_timeout: Duration::ZERO,
             queue_order: QueueOrder::Fifo,

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::Access;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 /// Where we run, as far as it changes a default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,20 +71,9 @@ pub fn max_connections(nofile: u64) -> usize {
     usize::try_from(nofile.saturating_sub(64) / 3).unwrap_or(usize::MAX)
 }
 
-/// The limit of open descriptors as inherited (the child is given it), and the one that
-/// `raise_nofile` reaches.
-pub fn nofile() -> (u64, u64) {
-    let limit = getrlimit(Resource::Nofile);
-    let soft = limit.current.unwrap_or(u64::MAX);
-    (soft, limit.maximum.unwrap_or(u64::MAX))
-}
-
-/// Raises the soft limit of open descriptors to the hard one; gives what is in force then.
-pub fn raise_nofile() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    // Raising to the hard limit needs no privilege; should it fail all the same, the old one holds.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    nofile().0
+/// Open descriptors that we may have, once the soft limit is raised to the hard one.
+pub fn nofile() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// Where this process makes the app's socket when nobody names one; the same at each call, because a
@@ -154,12 +143,5 @@ mod tests {
         assert_eq!(in_memory(&file).unwrap_err().kind(), std::io::ErrorKind::NotADirectory);
         assert!(in_memory(&dir.path().join("none")).is_err());
         assert!(in_memory(Path::new("/proc")).is_ok_and(|memory| !memory));
-    }
-
-    #[test]
-    fn the_soft_limit_of_descriptors_reaches_the_hard_one() {
-        let (soft, hard) = nofile();
-        assert!(soft <= hard);
-        assert_eq!((raise_nofile(), nofile()), (hard, (hard, hard)));
     }
 }

@@ -166,6 +166,9 @@ pub(super) fn resolve(
         in_order.push((opt, value));
     }
 
+    if config.upstream.len() > 1 && config.workers.take().is_some_and(|w| w.number.is_none()) {
+        config.concurrency_reason = "several upstreams: --concurrency N sets it".to_owned();
+    }
     if config.pass_socket
         && let Some((server, _)) = app_server::recognise(&config.command)
     {

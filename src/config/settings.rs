@@ -18,7 +18,7 @@ use super::value::{
     show_size, signal, size, upstream, url_path, word,
 };
 use super::{
-    Concurrency, Config, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry,
+    Concurrency, Config, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry, Workers,
     trust_presets,
 };
 
@@ -169,19 +169,19 @@ const TABLE: &[Opt] = &[
         short: "Requests at the app at once, for each upstream",
         long: "The others wait in the queue, not in the app's. auto: workers times threads of a \
                wrapped gunicorn of class sync or gthread, read from its command line, \
-               GUNICORN_CMD_ARGS, its configuration file and WEB_CONCURRENCY; off when that is not \
-               certain. off: as many as max-connections.",
+               GUNICORN_CMD_ARGS, its configuration file and WEB_CONCURRENCY, then as many workers \
+               as are seen to run (TTIN, TTOU, one that has died); off where class or threads are \
+               not certain. off: as many as max-connections.",
         set: |c, v, here| {
-            (c.concurrency, c.concurrency_reason) = match v.one()? {
+            let slots = match v.one()? {
                 "auto" => {
-                    let slots = here.gunicorn.slots.map_or(Concurrency::Off, Concurrency::Slots);
-                    (slots, here.gunicorn.reason.clone())
+                    c.concurrency_reason = here.gunicorn.reason.clone();
+                    c.workers = here.gunicorn.workers;
+                    here.gunicorn.workers.and_then(Workers::slots)
                 }
-                text => {
-                    let slots = or_off(count)(text).map_err(|bad| bad.of(text))?;
-                    (slots.map_or(Concurrency::Off, Concurrency::Slots), String::new())
-                }
+                text => or_off(count)(text).map_err(|bad| bad.of(text))?,
             };
+            c.concurrency = slots.map_or(Concurrency::Off, Concurrency::Slots);
             Ok(())
         },
         ..PLAIN

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
-use super::{Accepted, Counted, Loop};
+use super::{Counted, Dormant, Gauge, Loop, parked};
 use crate::config::Peer;
 use crate::error::Reason;
 use crate::exchange::{self, Next};
@@ -36,7 +36,7 @@ pub(crate) struct Conn {
     /// Every request of this connection is refused: there are too many.
     pub(crate) refused: Option<Reason>,
     lp: Rc<Loop>,
-    _counted: Counted,
+    counted: Counted,
 }
 
 impl Conn {
@@ -68,102 +68,157 @@ impl Conn {
     }
 }
 
-impl Drop for Conn {
+/// However the task of a connection ends, what it has sent must not look complete if it is not.
+struct CutUnfinished<'a>(&'a Conn);
+
+impl Drop for CutUnfinished<'_> {
     fn drop(&mut self) {
-        if self.unfinished.get() {
-            self.stream.reset();
+        if self.0.unfinished.get() {
+            self.0.stream.reset();
         }
     }
 }
 
-/// Serves a connection as a task of this loop.
-pub(crate) fn spawn(lp: &Rc<Loop>, accepted: Accepted) {
-    let Accepted { socket, peer, counted } = accepted;
+/// Serves a connection as a task of this loop. It is idle since then.
+pub(super) fn spawn(lp: &Rc<Loop>, connection: Dormant, since: Instant) {
+    let Dormant { socket, peer, id, requests, counted } = connection;
     let local = match peer {
         Peer::Ip(_) => socket.local_addr().ok().and_then(|a| a.as_socket()).map(unmapped),
         Peer::Unix => None,
     };
     let stream = match Stream::new(socket) {
         Ok(stream) => stream,
-        Err(e) => return tracing::warn!("cannot watch a connection: {e}"),
+        Err(e) => return lp.shared.say_not_watched(&e),
     };
-    let full = counted.before >= lp.settings().config.max_connections;
     let conn = Conn {
         stream,
         timer: Timer::new(&lp.timers),
         peer,
         local,
-        id: lp.shared.next_connection.fetch_add(1, Relaxed),
-        requests: Cell::new(0),
+        id,
+        requests: Cell::new(requests),
         unfinished: Cell::new(false),
-        refused: full.then_some(Reason::TooManyConnections),
+        refused: counted.too_many.then_some(Reason::TooManyConnections),
         lp: lp.clone(),
-        _counted: counted,
+        counted,
     };
-    tokio::task::spawn_local(run(conn));
+    tokio::task::spawn_local(run(conn, since));
 }
 
-async fn run(conn: Conn) {
-    let mut serving = pin!(serve(&conn));
-    // One place where the task's waker is left for the timer, and where an abort ends it.
-    poll_fn(|cx| {
-        conn.timer.register(cx.waker());
-        if conn.lp.shared.aborted() { Poll::Ready(()) } else { serving.as_mut().poll(cx) }
-    })
-    .await;
+async fn run(conn: Conn, since: Instant) {
+    let idle_since = {
+        let _cut = CutUnfinished(&conn);
+        let mut serving = pin!(serve(&conn, since));
+        // One place where the task's waker is left for the timer, and where an abort ends it.
+        poll_fn(|cx| {
+            conn.timer.register(cx.waker());
+            if conn.lp.shared.aborted() { Poll::Ready(None) } else { serving.as_mut().poll(cx) }
+        })
+        .await
+    };
+    if let Some(since) = idle_since {
+        let Conn { stream, peer, id, requests, lp, counted, .. } = conn;
+        let socket = stream.into_socket();
+        let requests = requests.get();
+        parked::park(&lp, Dormant { socket, peer, id, requests, counted }, since);
+    }
 }
 
-async fn serve(c: &Conn) {
+/// Some: the client is idle since then, and needs no task for it.
+async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
     let mut pipelined = None;
     loop {
         let (mut x, first) = match pipelined.take() {
             Some(x) => (x, None),
-            None => match idle(c).await {
-                Some(first) => (exchange::take(&c.lp), Some(first)),
-                None => return,
+            None => match idle(c, since).await {
+                Woken::Bytes(first) => (exchange::take(&c.lp), Some(first)),
+                Woken::Park => return Some(since),
+                Woken::End => return None,
             },
         };
-        // Boxed, so that an idle connection does not carry the size of a busy one.
-        let next = Box::pin(exchange::serve(c, &mut x, first)).await;
-        c.requests.set(c.requests.get() + 1);
+        // Not boxed: whoever is idle for long is no task, and the others would allocate each time.
+        let next = exchange::serve(c, &mut x, first).await;
+        c.requests.set(c.requests.get().saturating_add(1));
+        since = c.timer.now();
         let more = !x.input.is_empty();
         match next {
             Next::KeepAlive if more => pipelined = Some(x),
             Next::KeepAlive => exchange::give_back(x),
-            Next::Close if !more && !c.has_input() => return exchange::give_back(x),
+            Next::Close if !more && !c.has_input() => {
+                exchange::give_back(x);
+                return None;
+            }
             Next::Close | Next::Linger => {
                 x.input.clear();
                 exchange::give_back(x);
+                // The drain waits: the end of the process would take the answer with it.
+                let _delivering = Gauge::delivering(&c.lp);
                 linger(c).await;
-                return;
+                return None;
             }
-            Next::Reset => return c.stream.reset(),
+            Next::Reset => {
+                c.stream.reset();
+                return None;
+            }
         }
     }
 }
 
-/// Waits for the first bytes of a request, holding no buffer meanwhile. None: the end.
-async fn idle(c: &Conn) -> Option<Filled> {
-    c.timer.set(c.lp.settings().config.client_keepalive);
-    let first = poll_fn(|cx| {
+/// How an idle time ends.
+enum Woken {
+    Bytes(Filled),
+    Park,
+    End,
+}
+
+/// Waits for the first bytes of a request, holding no buffer meanwhile.
+async fn idle(c: &Conn, since: Instant) -> Woken {
+    let settings = c.lp.settings();
+    let config = &settings.config;
+    let max_connections = config.max_connections;
+    // Who will be refused anyway has no right to be slow.
+    let longest = if c.refused.is_some() { config.header_timeout } else { config.client_keepalive };
+    drop(settings);
+    let (end, park) = (since + longest, since + parked::AFTER);
+    let parks = c.refused.is_none() && park < end;
+    c.timer.set_at(if parks { park } else { end });
+    let woken = poll_fn(|cx| {
         let mut buf = Scratch::take();
-        match c.stream.poll_read(cx, &mut buf) {
-            Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(Filled::new(buf, 0, n))),
-            Poll::Ready(_) => Poll::Ready(Err(false)),
-            Poll::Pending if c.lp.shared.closing_idle() => Poll::Ready(Err(true)),
-            Poll::Pending if c.timer.expired() => Poll::Ready(Err(true)),
-            Poll::Pending => Poll::Pending,
-        }
+        let read = match c.stream.poll_read(cx, &mut buf) {
+            Poll::Ready(read) => read,
+            Poll::Pending => {
+                let closing = c.lp.shared.closing_idle();
+                // A kept-alive client that somebody needs the place of is parked at once, because
+                // the parked ones make room.
+                let crowded =
+                    parks && c.requests.get() > 0 && c.lp.shared.is_crowded(max_connections);
+                if !(closing || crowded || c.timer.expired()) {
+                    return Poll::Pending;
+                }
+                // What has just come, the runtime may not know of yet.
+                match c.stream.try_read(&mut buf) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        let park = parks && !closing && Instant::now() < end;
+                        return Poll::Ready(if park { Ok(Woken::Park) } else { Err(()) });
+                    }
+                    read => read,
+                }
+            }
+        };
+        Poll::Ready(Ok(match read {
+            Ok(n) if n > 0 => Woken::Bytes(Filled::new(buf, 0, n)),
+            Ok(_) | Err(_) => Woken::End,
+        }))
     })
     .await;
-    match first {
-        Ok(first) => Some(first),
-        Err(ours) => {
+    match woken {
+        Ok(woken) => woken,
+        Err(()) => {
             // A request that crosses our FIN is lost; it is counted.
-            if ours && c.requests.get() > 0 && linger(c).await > 0 {
+            if linger(c).await > 0 && c.requests.get() > 0 {
                 METRICS.crossed_close.add(1);
             }
-            None
+            Woken::End
         }
     }
 }

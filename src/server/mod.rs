@@ -6,6 +6,7 @@
 //! connections (closing an SO_REUSEPORT listener would reset what is queued on it).
 
 pub(crate) mod connection;
+mod parked;
 mod saturation;
 
 use std::cell::{Cell, RefCell};
@@ -21,16 +22,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::access_log::{Format, FormatOptions, LogWriter, Record, Skip};
 use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
-use crate::spool::Budget;
+use crate::spool::{self, Budget};
+use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
+use parked::Parked;
 pub use saturation::Saturation;
 
 /// Connections beyond `max-connections` that are still taken to be told so.
@@ -41,6 +44,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_millis(500);
 /// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
+/// One that comes again and again until somebody changes a limit.
+const SAY_LIMIT_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where the data path is in its life. Only ever moves on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +108,8 @@ pub(crate) struct Shared {
     /// Of the last period.
     saturation: Mutex<Saturation>,
     connections: AtomicUsize,
+    /// By their numbers.
+    loops: Vec<OfLoop>,
     next_connection: AtomicU64,
     finished: AtomicU64,
     delivered: AtomicU64,
@@ -113,7 +120,29 @@ pub(crate) struct Shared {
     wrapped: bool,
     said_unreachable: Said,
     said_paced: Said,
+    said_not_accepted: Said,
+    said_not_watched: Said,
+    said_reaped: Said,
     begun: Instant,
+}
+
+/// What all see of one loop.
+struct OfLoop {
+    connections: AtomicUsize,
+    /// Key of the client that has been parked longest.
+    longest_idle: AtomicU64,
+    /// There are too many connections: told to the loop whose idle ones make room.
+    crowded: Notify,
+}
+
+impl OfLoop {
+    fn new() -> OfLoop {
+        OfLoop {
+            connections: AtomicUsize::new(0),
+            longest_idle: AtomicU64::new(parked::NOBODY),
+            crowded: Notify::new(),
+        }
+    }
 }
 
 impl Shared {
@@ -179,10 +208,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn tunnels(&self) -> usize {
-        self.tunnels.load(Relaxed)
-    }
-
     pub(crate) fn count_cut(&self) {
         self.cut.fetch_add(1, Relaxed);
     }
@@ -217,7 +242,7 @@ impl Shared {
     /// An upstream could not be reached: says so, not for every request.
     pub(crate) fn say_unreachable(&self, addr: &UpstreamAddr, tried: Duration, error: &io::Error) {
         self.reachable.store(false, Relaxed);
-        if self.said_unreachable.due(self.begun) {
+        if self.said_unreachable.due(self.begun, SAY_AGAIN).is_some() {
             tracing::warn!(
                 "upstream {addr} cannot be reached within connect-retry {tried:?}: {error}"
             );
@@ -226,7 +251,7 @@ impl Shared {
 
     /// A worker has to wait for its client: says so, not for every response.
     pub(crate) fn say_paced(&self, disk_failed: bool) {
-        if self.said_paced.due(self.begun) {
+        if self.said_paced.due(self.begun, SAY_AGAIN).is_some() {
             let why = match disk_failed {
                 true => "the disk fails (spool-dir)",
                 false => "the disk budget is spent (response-spool-max, spool-max)",
@@ -234,26 +259,60 @@ impl Shared {
             tracing::warn!("a worker waits for its client: {why}");
         }
     }
+
+    /// More than 90 % of the connections that there may be: idle ones make room.
+    fn is_crowded(&self, max_connections: usize) -> bool {
+        self.connections.load(Relaxed) > max_connections - max_connections.div_ceil(10)
+    }
+
+    fn say_reaped(&self, max: usize) {
+        if let Some(times) = self.said_reaped.due(self.begun, SAY_LIMIT_AGAIN) {
+            tracing::warn!(
+                "more than 90 % of max-connections {max} are open: {times} idle closed so far to \
+                 make room"
+            );
+        }
+    }
+
+    fn say_not_accepted(&self, error: &io::Error) {
+        if let Some(times) = self.said_not_accepted.due(self.begun, SAY_LIMIT_AGAIN) {
+            tracing::warn!("cannot accept connections: {error} ({times} tries so far)");
+        }
+    }
+
+    fn say_not_watched(&self, error: &io::Error) {
+        if let Some(times) = self.said_not_watched.due(self.begun, SAY_LIMIT_AGAIN) {
+            tracing::warn!("cannot watch a connection: {error} ({times} so far)");
+        }
+    }
 }
 
-/// When the same thing was last said: milliseconds since the start, 0 for never.
+/// A complaint that is not made each time: how often there was cause, and when it was last made, in
+/// milliseconds since the start (0: never).
 #[derive(Default)]
-struct Said(AtomicU64);
+struct Said {
+    times: AtomicU64,
+    last: AtomicU64,
+}
 
 impl Said {
-    fn due(&self, begun: Instant) -> bool {
+    /// There is cause. Some, the number of causes so far, if it is to be said now.
+    fn due(&self, begun: Instant, again: Duration) -> Option<u64> {
+        let times = self.times.fetch_add(1, Relaxed) + 1;
         let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let last = self.0.load(Relaxed);
-        let again = SAY_AGAIN.as_millis() as u64;
-        let due = last == 0 || now.saturating_sub(last) >= again;
-        due && self.0.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
+        let last = self.last.load(Relaxed);
+        let due = last == 0 || now.saturating_sub(last) >= again.as_millis() as u64;
+        let ours = || self.last.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok();
+        (due && ours()).then_some(times)
     }
 }
 
 /// One event loop's own: not shared, so `Rc`.
 pub(crate) struct Loop {
     pub(crate) shared: Arc<Shared>,
+    number: usize,
     pub(crate) timers: Rc<Timers>,
+    parked: Parked,
     /// The settings of `reloads` reloads.
     settings: RefCell<Arc<Settings>>,
     reloads: Cell<usize>,
@@ -267,6 +326,10 @@ impl Loop {
             self.settings.replace(self.shared.settings());
         }
         self.settings.borrow().clone()
+    }
+
+    fn of_loop(&self) -> &OfLoop {
+        &self.shared.loops[self.number]
     }
 }
 
@@ -309,13 +372,15 @@ impl Drop for Gauge {
     }
 }
 
-/// One tunnel, for `max-tunnels`, for as long as it lives.
+/// One tunnel, for `max-tunnels`, from the request for it to its end.
 pub(crate) struct Tunnel(Rc<Loop>);
 
 impl Tunnel {
-    pub(crate) fn new(lp: &Rc<Loop>) -> Tunnel {
-        lp.shared.tunnels.fetch_add(1, Relaxed);
-        Tunnel(lp.clone())
+    /// None: there are as many as there may be.
+    pub(crate) fn new(lp: &Rc<Loop>, max_tunnels: usize) -> Option<Tunnel> {
+        let more = |n| (n < max_tunnels).then_some(n + 1);
+        lp.shared.tunnels.fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(Tunnel(lp.clone()))
     }
 }
 
@@ -360,21 +425,18 @@ pub struct Server {
 struct Inner {
     listeners: Mutex<Vec<Listener>>,
     control: watch::Sender<Phase>,
-    loops: Vec<Remote>,
+    /// By the loops' numbers; None: the accepting loop itself.
+    inboxes: Vec<Option<mpsc::UnboundedSender<Dormant>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A loop as the accepting one sees it.
-struct Remote {
-    connections: Arc<AtomicUsize>,
-    /// None: the accepting loop itself.
-    inbox: Option<mpsc::UnboundedSender<Accepted>>,
-}
-
-/// A connection that was accepted, on its way to its loop.
-pub(crate) struct Accepted {
+/// A connection without a task: on its way to its loop, or idle for long.
+pub(crate) struct Dormant {
     socket: Socket,
     peer: Peer,
+    id: u64,
+    /// Requests served on it so far.
+    requests: u32,
     counted: Counted,
 }
 
@@ -382,24 +444,24 @@ pub(crate) struct Accepted {
 /// handed has it already, and the drain waits for it.
 pub(crate) struct Counted {
     shared: Arc<Shared>,
-    of_loop: Arc<AtomicUsize>,
-    /// Connections that were open when it came.
-    before: usize,
+    loop_number: u16,
+    /// It came when there were `max-connections` already.
+    too_many: bool,
 }
 
 impl Counted {
-    fn new(shared: &Arc<Shared>, of_loop: &Arc<AtomicUsize>) -> Counted {
+    fn new(shared: &Arc<Shared>, loop_number: u16, max_connections: usize) -> Counted {
         METRICS.connections.add(1);
-        of_loop.fetch_add(1, Relaxed);
+        shared.loops[usize::from(loop_number)].connections.fetch_add(1, Relaxed);
         let before = shared.connections.fetch_add(1, Relaxed);
-        Counted { shared: shared.clone(), of_loop: of_loop.clone(), before }
+        Counted { shared: shared.clone(), loop_number, too_many: before >= max_connections }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         METRICS.connections.sub(1);
-        self.of_loop.fetch_sub(1, Relaxed);
+        self.shared.loops[usize::from(self.loop_number)].connections.fetch_sub(1, Relaxed);
         self.shared.connections.fetch_sub(1, Relaxed);
     }
 }
@@ -417,23 +479,22 @@ impl Server {
             false => passed.into_iter().map(Listener::passed).collect::<io::Result<Vec<_>>>()?,
         };
         let (shared, control) = (Arc::new(shared(&config)?), watch::Sender::new(Phase::Bound));
-        let mut loops = vec![Remote { connections: Arc::default(), inbox: None }];
+        let mut inboxes = vec![None];
         let mut threads = Vec::new();
-        for n in 1..config.threads {
+        for number in 1..config.threads {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let connections: Arc<AtomicUsize> = Arc::default();
-            loops.push(Remote { connections: connections.clone(), inbox: Some(sender) });
+            inboxes.push(Some(sender));
             let (shared, phase) = (shared.clone(), control.subscribe());
             threads.push(
                 std::thread::Builder::new()
-                    .name(format!("loop-{n}"))
-                    .spawn(move || run_loop(shared, connections, phase, receiver))?,
+                    .name(format!("loop-{number}"))
+                    .spawn(move || run_loop(shared, number, phase, receiver))?,
             );
         }
         let inner = Inner {
             listeners: Mutex::new(listeners),
             control,
-            loops,
+            inboxes,
             threads: Mutex::new(threads),
         };
         Ok(Server { shared, inner: Arc::new(inner) })
@@ -451,7 +512,7 @@ impl Server {
     /// Listens and accepts; the runtime that it is called in becomes loop 0, and its thread lives to
     /// the end.
     pub fn open(&self) -> io::Result<()> {
-        let lp = start_loop(self.shared.clone(), self.inner.control.subscribe());
+        let lp = start_loop(self.shared.clone(), 0, self.inner.control.subscribe())?;
         for listener in self.listeners().iter() {
             let named =
                 |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", listener.local_addr()));
@@ -469,6 +530,10 @@ impl Server {
     /// within `connect-retry` are app_starting, later app_unavailable.
     pub fn app_answered(&self) {
         self.shared.app_answered();
+    }
+
+    pub fn app_has_answered(&self) -> bool {
+        self.shared.app_has_answered()
     }
 
     /// False from an attempt that ran out of `connect-retry` to the next that is answered.
@@ -503,7 +568,7 @@ impl Server {
     pub async fn abort(&self) {
         self.go(Phase::Aborted);
         // The tasks of this loop see the phase when they are polled: they run before this one again.
-        while self.inner.loops[0].connections.load(Relaxed) > 0 {
+        while self.shared.loops[0].connections.load(Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
         let threads =
@@ -580,6 +645,21 @@ impl Server {
         }
     }
 
+    /// As many requests at the app at once from now on (`concurrency auto`).
+    pub fn set_slots(&self, slots: usize) {
+        self.shared.upstreams.set_slots(slots);
+    }
+
+    /// What is at the app now is told by `older_at_the_app` from what comes later.
+    pub fn mark(&self) {
+        self.shared.upstreams.mark();
+    }
+
+    /// A request has been at the app since before the last `mark`.
+    pub fn older_at_the_app(&self) -> bool {
+        self.shared.upstreams.older() > 0
+    }
+
     /// Address, requests in flight and slots of each upstream.
     pub fn upstreams(&self) -> Vec<(String, usize, Option<usize>)> {
         self.shared.upstreams.status()
@@ -608,6 +688,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         gauges: Default::default(),
         saturation: Mutex::default(),
         connections: AtomicUsize::new(0),
+        loops: (0..config.threads).map(|_| OfLoop::new()).collect(),
         next_connection: AtomicU64::new(1),
         finished: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
@@ -617,6 +698,9 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         wrapped: !config.command.is_empty(),
         said_unreachable: Said::default(),
         said_paced: Said::default(),
+        said_not_accepted: Said::default(),
+        said_not_watched: Said::default(),
+        said_reaped: Said::default(),
         begun: Instant::now(),
     })
 }
@@ -624,23 +708,27 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
 /// A loop on a thread of its own: takes the connections that it is handed until all is aborted.
 fn run_loop(
     shared: Arc<Shared>,
-    connections: Arc<AtomicUsize>,
+    number: usize,
     mut phase: watch::Receiver<Phase>,
-    mut inbox: mpsc::UnboundedReceiver<Accepted>,
+    mut inbox: mpsc::UnboundedReceiver<Dormant>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
+        .thread_keep_alive(Duration::MAX)
         .build_local(Default::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(e) => return tracing::error!("cannot start an event loop: {e}"),
     };
     runtime.block_on(async move {
-        let lp = start_loop(shared, phase.clone());
+        let lp = match start_loop(shared, number, phase.clone()) {
+            Ok(lp) => lp,
+            Err(e) => return tracing::error!("cannot start an event loop: {e}"),
+        };
         loop {
             tokio::select! {
-                Some(accepted) = inbox.recv() => connection::spawn(&lp, accepted),
+                Some(accepted) = inbox.recv() => connection::spawn(&lp, accepted, Instant::now()),
                 aborted = phase.wait_for(|p| *p == Phase::Aborted) => {
                     let _ = aborted;
                     break;
@@ -649,7 +737,7 @@ fn run_loop(
         }
         // What was handed over and not taken up is closed.
         drop(inbox);
-        while connections.load(Relaxed) > 0 {
+        while lp.of_loop().connections.load(Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
     });
@@ -657,36 +745,88 @@ fn run_loop(
     runtime.shutdown_background();
 }
 
-/// The tasks that every loop has: its timers, and the one that tells connections of a new phase.
-fn start_loop(shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) -> Rc<Loop> {
+/// The tasks that every loop has: its timers, its parked connections, the one that tells connections
+/// of a new phase, and the one that looks around now and then.
+fn start_loop(
+    shared: Arc<Shared>,
+    number: usize,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<Rc<Loop>> {
     let (reloads, settings) = (shared.reloads.load(Acquire), shared.settings());
     let lp = Rc::new(Loop {
         shared,
+        number,
         timers: Timers::new(),
+        parked: Parked::new()?,
         settings: RefCell::new(settings),
         reloads: Cell::new(reloads),
     });
     let timers = lp.timers.clone();
     tokio::task::spawn_local(async move { timers.run().await });
-    let timers = lp.timers.clone();
+    tokio::task::spawn_local(parked::run(lp.clone()));
+    let told = lp.clone();
     tokio::task::spawn_local(async move {
         while phase.changed().await.is_ok() {
-            timers.wake_all();
+            told.timers.wake_all();
+            parked::phase_changed(&told);
         }
     });
     let sweeper = lp.clone();
     tokio::task::spawn_local(async move {
+        let mut heap = Heap::default();
         loop {
             tokio::time::sleep(SWEEP).await;
+            parked::expire(&sweeper);
             let limit = sweeper.settings().config.upstream_keepalive;
             sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
-            if sweeper.shared.budget.memory_pressure() {
+            sweeper.shared.budget.sweep();
+            if sweeper.shared.budget.should_relieve() {
                 // Who holds memory and only waits puts it on disk.
-                sweeper.timers.wake_all();
+                sweeper.timers.wake_holders();
+            }
+            if heap.has_shrunk(&sweeper.shared) {
+                tokio::task::spawn_blocking(|| {
+                    spool::drop_kept();
+                    sys::trim_heap();
+                });
             }
         }
     });
-    lp
+    // The first thread of the blocking pool. Were there none when one is needed and cannot be had
+    // (a limit of processes), tokio would panic.
+    tokio::task::spawn_blocking(|| ());
+    Ok(lp)
+}
+
+/// What is known of the heap's size, to tell when most of a burst is over. glibc keeps what is free
+/// below the last live allocation for itself, and a burst of clients leaves such ones.
+#[derive(Default)]
+struct Heap {
+    most: u64,
+    sweeps: u32,
+}
+
+impl Heap {
+    /// Sweeps between two looks: a load that goes up and down is left alone.
+    const LOOK: u32 = 2;
+    /// Bytes that are worth it.
+    const WORTH: u64 = 1024 * 1024;
+    /// What a busy connection costs beside its spools, roughly.
+    const CONNECTION: u64 = 4 * 1024;
+
+    fn has_shrunk(&mut self, shared: &Shared) -> bool {
+        let connections = shared.connections.load(Relaxed) as u64;
+        let now = shared.budget.memory_used() + connections * Heap::CONNECTION;
+        self.most = self.most.max(now);
+        self.sweeps += 1;
+        if self.sweeps < Heap::LOOK {
+            return false;
+        }
+        self.sweeps = 0;
+        let shrunk = self.most - now >= Heap::WORTH;
+        self.most = now;
+        shrunk
+    }
 }
 
 /// Accepts until the drain, then what is left in the backlog: it has been told yes by the kernel.
@@ -704,11 +844,11 @@ async fn accept(
         };
         match accepted {
             Ok((socket, peer)) => hand_over(&lp, &inner, socket, peer),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(e) => {
-                tracing::warn!("cannot accept a connection: {e}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Err(e) => not_accepted(&lp, &e).await,
+        }
+        if lp.shared.is_crowded(lp.settings().config.max_connections) {
+            // Idle ones make room now, before the next is counted.
+            tokio::task::yield_now().await;
         }
         // Far beyond the limit nobody is even told so: the kernel's backlog holds them.
         while lp.shared.connections.load(Relaxed)
@@ -718,25 +858,40 @@ async fn accept(
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
-    while let Ok((socket, peer)) = acceptor.try_accept() {
-        hand_over(&lp, &inner, socket, peer);
+    loop {
+        match acceptor.try_accept() {
+            Ok((socket, peer)) => hand_over(&lp, &inner, socket, peer),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(e) => not_accepted(&lp, &e).await,
+        }
+    }
+}
+
+/// A connection that ended in the backlog is nobody's; out of descriptors, we wait for some.
+async fn not_accepted(lp: &Loop, error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, Interrupted};
+    if !matches!(error.kind(), ConnectionAborted | Interrupted) {
+        lp.shared.say_not_accepted(error);
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
 /// To the loop with the fewest connections.
 fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     METRICS.connections_accepted.add(1);
-    let Some(fewest) = inner.loops.iter().min_by_key(|r| r.connections.load(Relaxed)) else {
-        return;
-    };
-    let counted = Counted::new(&lp.shared, &fewest.connections);
-    let accepted = Accepted { socket, peer, counted };
-    let left = match &fewest.inbox {
+    let shared = &lp.shared;
+    let fewest = (0u16..).zip(&shared.loops).min_by_key(|(_, l)| l.connections.load(Relaxed));
+    let Some((number, _)) = fewest else { return };
+    let counted = Counted::new(shared, number, lp.settings().config.max_connections);
+    let id = shared.next_connection.fetch_add(1, Relaxed);
+    let accepted = Dormant { socket, peer, id, requests: 0, counted };
+    let left = match &inner.inboxes[usize::from(number)] {
         None => Some(accepted),
         // The share of a loop that could not start is served here.
         Some(inbox) => inbox.send(accepted).err().map(|refused| refused.0),
     };
     if let Some(accepted) = left {
-        connection::spawn(lp, accepted);
+        connection::spawn(lp, accepted, Instant::now());
     }
+    parked::relieve(lp);
 }

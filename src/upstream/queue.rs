@@ -131,6 +131,8 @@ struct Upstream {
     /// 0: nothing goes there any more.
     slots: usize,
     in_flight: usize,
+    /// Of them, those that no worker has taken: so many slots are not a worker's.
+    unread: usize,
     health: Health,
 }
 
@@ -270,7 +272,7 @@ impl<W> Queue<W> {
     fn free(&self, avoid: Option<Index>, safe: bool, now: Instant) -> Option<Index> {
         let down = self.down_since().is_some();
         let may = |upstream: &Upstream| match upstream.health {
-            _ if upstream.in_flight >= upstream.slots => false,
+            _ if upstream.in_flight + upstream.unread >= upstream.slots => false,
             Health::Up => true,
             Health::Down { trying: Some(_), .. } => false,
             Health::Down { again, .. } => down || safe && now >= again,
@@ -432,7 +434,8 @@ impl<W> Queue<W> {
             match self.upstreams.get_mut(index) {
                 Some(upstream) => upstream.slots = slots,
                 None => {
-                    self.upstreams.push(Upstream { slots, in_flight: 0, health: Health::Up });
+                    let health = Health::Up;
+                    self.upstreams.push(Upstream { slots, in_flight: 0, unread: 0, health });
                 }
             }
         }
@@ -440,6 +443,25 @@ impl<W> Queue<W> {
             self.newest_first = false;
         }
         self.dispatch(now);
+    }
+
+    /// Other slots from now on, at each upstream that has any.
+    pub(crate) fn set_slots(&mut self, slots: usize, now: Instant) {
+        for upstream in self.upstreams.iter_mut().filter(|upstream| upstream.slots > 0) {
+            upstream.slots = slots;
+        }
+        self.dispatch(now);
+    }
+
+    /// A request that is at this upstream waits there for a worker, or not any more.
+    pub(crate) fn set_unread(&mut self, index: Index, unread: bool, now: Instant) {
+        let upstream = &mut self.upstreams[usize::from(index)];
+        if unread {
+            upstream.unread += 1;
+        } else {
+            upstream.unread -= 1;
+            self.dispatch(now);
+        }
     }
 
     /// What became of this ticket, if anything has.
@@ -497,9 +519,10 @@ impl<W> Queue<W> {
         self.upstreams[usize::from(index)].in_flight
     }
 
-    /// Slots of one upstream.
+    /// Slots of one upstream that stand for a worker.
     pub(crate) fn slots(&self, index: Index) -> usize {
-        self.upstreams[usize::from(index)].slots
+        let upstream = &self.upstreams[usize::from(index)];
+        upstream.slots.saturating_sub(upstream.unread)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Client connections: kept when both sides may, closed cleanly when not (RFC 9112, 9.3).
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
-use crate::support::{App, Proxy, ok, pattern};
+use crate::support::{App, Proxy, ok, pattern, until};
 
 #[test]
 fn http_1_1_connection_is_kept() {
@@ -186,6 +188,27 @@ fn upstream_connection_with_an_unread_body_on_it_is_not_kept() {
 }
 
 #[test]
+fn post_over_tcp_does_not_go_to_a_connection_that_may_be_closing() {
+    // Nothing would prove that no worker has read it, and so it could not be sent again.
+    let app = App::tcp();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.get("/1");
+    let (mut kept, _) = app.request();
+    kept.send(ok("one"));
+    client.response();
+    client.send("POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+    let (mut worker, request) = app.request();
+    assert_eq!(request.target(), "/2");
+    // Not more connections than slots.
+    kept.wait_closed();
+    worker.send(ok("two"));
+    assert_eq!(client.response().text(), "two");
+    client.get("/3");
+    assert_eq!(worker.request().target(), "/3");
+}
+
+#[test]
 fn upstream_connection_that_one_loop_kept_serves_another() {
     let app = App::unix();
     let options = ["--upstream-keepalive", "10s", "--concurrency", "1", "--threads", "2"];
@@ -202,28 +225,63 @@ fn upstream_connection_that_one_loop_kept_serves_another() {
     }
 }
 
-/// Sockets that each event loop watches, by the number of its epoll.
-fn watched(proxy: &Proxy) -> Vec<(u32, usize)> {
-    let process = format!("/proc/{}", proxy.pid().as_raw_nonzero());
-    let is_socket = |fd: &str| {
-        std::fs::read_link(format!("{process}/fd/{fd}"))
-            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
-    };
-    let mut loops = Vec::new();
-    for entry in std::fs::read_dir(format!("{process}/fdinfo")).unwrap() {
-        let path = entry.unwrap().path();
-        let info = std::fs::read_to_string(&path).unwrap_or_default();
-        let watched: Vec<_> = info
-            .lines()
-            .filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next())
-            .collect();
-        if !watched.is_empty() {
-            let epoll = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
-            loops.push((epoll, watched.iter().filter(|fd| is_socket(fd)).count()));
-        }
+#[test]
+fn client_that_was_idle_for_long_is_served_as_before() {
+    let app = App::answering(ok("x"));
+    let format =
+        "$request connection=$connection requests=$connection_requests peer=$realip_remote_addr";
+    let proxy = Proxy::start(&app, &["--log-format", format]);
+    let mut clients = [proxy.connect(), proxy.connect(), proxy.connect()];
+    clients[0].get("/1");
+    clients[0].response();
+    proxy.wait_parked(3);
+    for client in &mut clients {
+        client.get("/2");
+        assert_eq!(client.response().text(), "x");
     }
-    loops.sort_unstable();
-    loops
+    assert_eq!(proxy.parked(), 0);
+    let (first, second) = (proxy.record("/1"), proxy.record("/2"));
+    assert_eq!(first.get("connection"), second.get("connection"));
+    assert_eq!((first.get("requests"), second.get("requests")), ("1", "2"));
+    assert_eq!(second.get("peer"), "127.0.0.1");
+    assert_ne!(first.get("connection"), proxy.nth_record(2, "/2").get("connection"));
+}
+
+#[test]
+fn client_that_leaves_after_long_idleness_leaves_nothing_behind() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let sockets = || proxy.loops().iter().map(|of_loop| of_loop.sockets).sum::<usize>();
+    let before = sockets();
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    for client in &mut clients[..2] {
+        client.get("/");
+        client.response();
+    }
+    proxy.wait_parked(4);
+    assert_eq!(sockets(), before + 4);
+    clients.pop().unwrap().reset();
+    clients.remove(0).reset();
+    drop(clients);
+    until(|| sockets() == before);
+    assert_eq!(proxy.stop().stdout.len(), 2);
+}
+
+#[test]
+fn idle_connection_has_its_whole_time_and_no_more() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &["--client-keepalive", "2s"]);
+    let mut client = proxy.connect();
+    for _ in 0..2 {
+        client.get("/");
+        client.response();
+        proxy.wait_parked(1);
+    }
+    let since = Instant::now();
+    assert_eq!(client.rest(), b"");
+    assert!(since.elapsed() >= Duration::from_millis(500), "it was cut short");
+    drop(client);
+    assert_eq!(proxy.stop().stdout.len(), 2);
 }
 
 #[test]
@@ -231,7 +289,7 @@ fn connections_that_come_together_are_spread_over_the_loops() {
     let app = App::answering(ok("x"));
     let proxy = Proxy::start(&app, &["--threads", "3"]);
     proxy.settle();
-    let before = watched(&proxy);
+    let before = proxy.loops();
     proxy.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..30).map(|_| proxy.connect()).collect();
     proxy.signal(Signal::CONT);
@@ -239,9 +297,10 @@ fn connections_that_come_together_are_spread_over_the_loops() {
         client.get("/");
         client.response();
     }
-    let after = watched(&proxy);
-    assert!(before.len() >= 3 && before.len() == after.len(), "{before:?} {after:?}");
-    for ((epoll, before), (_, after)) in before.iter().zip(&after) {
-        assert!((9..=11).contains(&(after - before)), "loop of {epoll}: {before} to {after}");
+    let after = proxy.loops();
+    assert!(before.len() == 3 && after.len() == 3, "{before:?} {after:?}");
+    for (before, after) in before.iter().zip(&after) {
+        let more = after.sockets - before.sockets;
+        assert!((9..=11).contains(&more), "{before:?} {after:?}");
     }
 }

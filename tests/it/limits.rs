@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{App, GUARD, Proxy, chunked, ok};
+use crate::support::{App, GUARD, Proxy, bufproxy, chunked, ok};
 
 #[test]
 fn declared_body_beyond_max_body_is_refused_unread() {
@@ -196,6 +196,105 @@ fn connections_beyond_the_limit_are_answered_503() {
 }
 
 #[test]
+fn client_that_is_idle_longest_makes_room() {
+    let app = App::answering(ok("x"));
+    for threads in ["1", "2"] {
+        let proxy = Proxy::start(&app, &["--max-connections", "10", "--threads", threads]);
+        let mut idle: Vec<_> = (0..9).map(|_| proxy.connect()).collect();
+        // Not in the order in which they came.
+        for i in [3, 4, 5, 6, 7, 8, 0, 1, 2] {
+            idle[i].get("/");
+            idle[i].response();
+            // The order is kept to 100 ms.
+            std::thread::sleep(Duration::from_millis(110));
+        }
+        proxy.wait_parked(9);
+        for (came, goes) in [3, 4, 5].into_iter().enumerate() {
+            let mut client = proxy.connect();
+            client.get("/new");
+            assert_eq!(client.response().status(), 200);
+            assert_eq!(idle[goes].rest(), b"", "{came}: not the one that was idle longest");
+            for i in (goes + 1..9).chain(0..3) {
+                idle[i].assert_silent();
+            }
+            drop(client);
+            // Before that has been seen there would be one too many once more.
+            proxy.wait_parked(8);
+            idle[goes] = proxy.connect();
+            proxy.wait_parked(9);
+        }
+        proxy
+            .stderr
+            .wait_for(|line| line.contains("more than 90 % of max-connections 10 are open"));
+        assert_eq!(proxy.stop().stdout.len(), 9 + 3, "no record of an idle connection's end");
+    }
+}
+
+#[test]
+fn client_that_is_idle_for_a_moment_makes_room_when_nobody_is_for_longer() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-connections", "4"]);
+    let mut busy: Vec<_> = (0..2).map(|_| proxy.connect()).collect();
+    let mut workers = Vec::new();
+    for client in &mut busy {
+        client.get("/busy");
+        workers.push(app.request().0);
+    }
+    let mut idle = proxy.connect();
+    idle.get("/");
+    app.request().0.reply("");
+    idle.response();
+    // Both fit in only if the idle one has gone.
+    let mut others = [proxy.connect(), proxy.connect()];
+    for client in &mut others {
+        client.get("/other");
+        app.request().0.reply("");
+        assert_eq!(client.response().status(), 200);
+    }
+    assert_eq!(idle.rest(), b"");
+    for (client, worker) in busy.iter_mut().zip(workers) {
+        worker.reply("");
+        assert_eq!(client.response().status(), 200, "a busy one had to make room");
+    }
+}
+
+#[test]
+fn silent_connection_beyond_the_limit_gives_its_place_back() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-connections", "1", "--header-timeout", "200ms"]);
+    let mut busy = proxy.connect();
+    busy.get("/");
+    let (_worker, _) = app.request();
+    let mut silent = proxy.connect();
+    assert_eq!(silent.rest(), b"");
+}
+
+#[test]
+fn out_of_descriptors_is_waited_out_and_said_once() {
+    let app = App::answering(ok("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("sh");
+    let proxy = bufproxy(dir.path());
+    command.env_clear().current_dir(dir.path());
+    command.args(["-c", "ulimit -n 48; exec \"$@\"", "sh"]).arg(proxy.get_program());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", app.address()]);
+    command.args(["--max-connections", "1000"]);
+    let proxy = Proxy::spawn(command, dir);
+    // The kernel accepts them all; silent, they have no right to be closed.
+    let mut clients: Vec<_> = (0..60).map(|_| proxy.connect()).collect();
+    proxy.stderr.wait_for(|line| line.contains("cannot accept connections: Too many open files"));
+    let mut last = clients.pop().unwrap();
+    last.get("/waits");
+    // For some more tries.
+    std::thread::sleep(Duration::from_millis(500));
+    last.assert_silent();
+    drop(clients);
+    assert_eq!(last.response().status(), 200);
+    let said = proxy.stop().stderr;
+    assert_eq!(said.iter().filter(|line| line.contains("cannot accept")).count(), 1, "{said:#?}");
+}
+
+#[test]
 fn request_beyond_the_disk_budget_is_refused() {
     let app = App::unix();
     let options = ["--spool-max", "1m", "--max-body", "1m", "--response-spool-max", "1m"];
@@ -261,4 +360,21 @@ fn upload_does_not_wait_for_memory_for_ever() {
     upload.send("order");
     assert_eq!(upload.response().status(), 503);
     assert_eq!(proxy.record("/upload").get("end"), "spool_full");
+}
+
+#[test]
+fn client_that_sends_on_after_a_refusal_is_not_read_for_ever() {
+    let app = App::unix();
+    for (timeout, least, most) in [("100ms", 0, usize::MAX), ("10m", 16 << 20, 64 << 20)] {
+        let proxy = Proxy::start(&app, &["--linger-timeout", timeout]);
+        let mut client = proxy.connect();
+        client.send("refused\r\n\r\n");
+        assert_eq!(client.response().status(), 400);
+        let (piece, mut sent) = (vec![0; 64 << 10], 0);
+        while client.try_send(&piece).is_ok() {
+            sent += piece.len();
+            assert!(sent < most, "{sent} bytes are read after a refusal");
+        }
+        assert!(sent >= least, "only {sent} bytes are read");
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -275,5 +276,46 @@ fn requests_for_an_app_that_is_gone_are_answered_503() {
     stopping(&proxy);
     client.send("2");
     assert_eq!(client.response().status(), 503);
+    assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn client_that_was_idle_for_long_is_answered_during_the_grace_and_closed_after_it() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &["--drain-timeout", "20s", "--idle-grace", "2s"]);
+    let (mut comes_back, mut stays_away) = (proxy.connect(), proxy.connect());
+    for client in [&mut comes_back, &mut stays_away] {
+        client.get("/before");
+        client.response();
+    }
+    proxy.wait_parked(2);
+    proxy.signal(Signal::TERM);
+    stopping(&proxy);
+    comes_back.get("/while-stopping");
+    let response = comes_back.response();
+    assert_eq!((response.status(), response.get("connection")), (200, Some("close")));
+    assert_eq!(comes_back.rest(), b"");
+    assert_eq!(stays_away.rest(), b"");
+    drop((comes_back, stays_away));
+    let exit = proxy.wait();
+    assert_eq!((exit.code, exit.stdout.len()), (0, 3), "{exit:?}");
+}
+
+#[test]
+fn refusal_is_readable_though_the_process_ends() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-body", "1k", "--idle-grace", "100ms"]);
+    let mut client = proxy.connect();
+    client.send("POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n");
+    proxy.record("/large");
+    proxy.signal(Signal::TERM);
+    stopping(&proxy);
+    // It sends on, and would be reset together with the answer.
+    for _ in 0..20 {
+        client.send(vec![b'x'; 10_000]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.response().status(), 413);
+    drop(client);
     assert_eq!(proxy.wait().code, 0);
 }

@@ -98,7 +98,7 @@ def visit(proxy, attacker):
 
 
 def statuses(log):
-    """How often each status and end was logged."""
-    lines = log.read_text().splitlines()
+    """How often each status and end was logged. A line that is being written is not looked at."""
+    lines = log.read_text().split("\n")[:-1]
     field = re.compile(r"status_code=(\S+) .* end=(\S+)")
     return dict(collections.Counter("/".join(field.search(line).groups()) for line in lines))

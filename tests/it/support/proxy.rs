@@ -1,5 +1,6 @@
 //! The real binary, started as a user starts it: options in, lines out, signals, exit code.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -131,6 +132,48 @@ impl Proxy {
         Record(self.stdout.wait_for_nth(n, |line| line.contains(needle)))
     }
 
+    /// What its event loops watch.
+    #[track_caller]
+    pub(crate) fn loops(&self) -> Vec<OfLoop> {
+        let process = format!("/proc/{}", self.pid().as_raw_nonzero());
+        let kind = |fd: &str| match std::fs::read_link(format!("{process}/fd/{fd}")) {
+            Ok(link) if link.to_string_lossy().starts_with("socket:") => "socket",
+            Ok(link) if link.to_string_lossy() == "anon_inode:[eventpoll]" => "epoll",
+            _ => "",
+        };
+        let watched = |fd: &str| -> Vec<String> {
+            let info = std::fs::read_to_string(format!("{process}/fdinfo/{fd}"));
+            let info = info.unwrap_or_default();
+            let watched = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
+            watched.filter_map(|line| Some(line.split_whitespace().next()?.to_string())).collect()
+        };
+        let sockets = |fds: &[String]| fds.iter().filter(|fd| kind(fd) == "socket").count();
+        let fds = std::fs::read_dir(format!("{process}/fdinfo")).unwrap();
+        let fds = fds.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        // By the epoll of its parked clients: the runtime has descriptors of its own one twice.
+        let loops: BTreeMap<u32, OfLoop> = fds
+            .filter_map(|fd| {
+                let of_loop = watched(&fd);
+                let idle = of_loop.iter().find(|fd| kind(fd) == "epoll")?;
+                let parked = sockets(&watched(idle));
+                let sockets = sockets(&of_loop) + parked;
+                Some((idle.parse().unwrap(), OfLoop { sockets, parked }))
+            })
+            .collect();
+        loops.into_values().collect()
+    }
+
+    /// Clients that are idle for so long that they have no task.
+    #[track_caller]
+    pub(crate) fn parked(&self) -> usize {
+        self.loops().iter().map(|of_loop| of_loop.parked).sum()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_parked(&self, clients: usize) {
+        super::until(|| self.parked() == clients);
+    }
+
     /// The first word of a field of `/proc/PID/status` (sizes are in KiB).
     #[track_caller]
     pub(crate) fn status_field(&self, name: &str) -> String {
@@ -169,6 +212,14 @@ impl Drop for Proxy {
         let _ = kill_process_group(self.pid(), Signal::KILL);
         let _ = self.child.wait();
     }
+}
+
+/// Sockets that one event loop watches, the listener among them.
+#[derive(Debug)]
+pub(crate) struct OfLoop {
+    pub(crate) sockets: usize,
+    /// Of these clients idle for long.
+    pub(crate) parked: usize,
 }
 
 /// One line of the access log in the default format.
