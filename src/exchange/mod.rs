@@ -411,7 +411,8 @@ impl Exchange {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(c.timer.now() - connected_at);
+                    let now = c.timer.now();
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -570,10 +571,10 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        let before = self.record.bytes_sent;
+        let sent = self.record.bytes_sent;
         let next = self.send_own(c, &out, next).await;
-        if self.record.bytes_sent > before {
-            self.record.body_bytes_sent = (out.len() - head_len) as u64;
+        if self.record.bytes_sent > sent {
+            self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
         }
         next
     }
