@@ -217,11 +217,12 @@ const TABLE: &[Opt] = &[
         example: "fifo",
         short: "Who is next: adaptive or fifo",
         long: "fifo: the one that has waited longest. adaptive: the same, but the newest first once \
-               all have waited for more than 100 ms (or as long as a request usually takes) for a \
-               second or more, and the wait does not fall; until the queue is empty. Then most clients \
-               are answered at once; in order, each worker would work for a client that is about to \
-               leave. Also decides who is refused when the queue is full: the newcomer, or with the \
-               newest first the oldest.",
+               the queue stands (for 200 ms all have waited for more than 100 ms) and loses somebody: \
+               a client leaves it or finds it full, or its waits have grown by 3 s and by 30 times \
+               what a request usually takes; until it is empty. Then most clients are answered at \
+               once; in order, each worker would work for a client that is about to leave. Also \
+               decides who is refused when the queue is full: the newcomer, or with the newest first \
+               the oldest.",
         set: |c, v, _| {
             put(
                 &mut c.queue_order,

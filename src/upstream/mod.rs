@@ -6,6 +6,7 @@ pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
 mod histogram;
+mod names;
 mod queue;
 
 use std::cell::Cell;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
 use histogram::Histogram;
+use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
 pub(crate) use connect::{Connected, Tried, connect};
@@ -32,7 +34,7 @@ pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
     kept: Mutex<Vec<Vec<(Stream, Instant)>>>,
-    names: connect::Names,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Upstreams {
                 marks: 0,
             }),
             kept: Mutex::default(),
-            names: connect::Names::default(),
+            names: Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
@@ -156,12 +158,19 @@ impl Upstreams {
         let again = failed.as_ref().map(|slot| (slot.ticket, slot.index));
         drop(failed);
         let ask = Ask { client, safe, again };
-        self.change(|state| match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
-            Entered::Slot(index, ticket) => Ok(Place::Slot(Some(self.slot(state, index, ticket)))),
-            Entered::Waiting(ticket) => {
-                Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+        self.change(|state| {
+            if let Some((index, ticket)) = state.queue.enter_at_once(again) {
+                return Ok(Place::Slot(Some(self.slot(state, index, ticket))));
             }
-            Entered::Refused(refusal) => Err(refusal),
+            match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
+                Entered::Slot(index, ticket) => {
+                    Ok(Place::Slot(Some(self.slot(state, index, ticket))))
+                }
+                Entered::Waiting(ticket) => {
+                    Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+                }
+                Entered::Refused(refusal) => Err(refusal),
+            }
         })
     }
 
@@ -284,8 +293,8 @@ pub(crate) struct Slot {
     addr: Arc<UpstreamAddr>,
     /// The upstream was down when this was given: the request finds out whether it still is.
     trial: Cell<bool>,
-    /// How long the app took to answer, if it did.
-    answered: Cell<Option<Duration>>,
+    /// How long the app took to answer, if it did, and when that was.
+    answered: Cell<Option<(Duration, Instant)>>,
     /// It stands for a worker, on a Unix socket.
     of_worker: bool,
     /// No worker has taken the request for longer than a worker takes.
@@ -303,13 +312,13 @@ impl Slot {
         &self.addr
     }
 
-    fn names(&self) -> &connect::Names {
+    fn names(&self) -> &Names {
         &self.upstreams.names
     }
 
-    /// The app has answered, this long after it was connected to.
-    pub(crate) fn answered(&self, took: Duration) {
-        self.answered.set(Some(took));
+    /// The app has answered now, this long after it was connected to.
+    pub(crate) fn answered(&self, took: Duration, now: Instant) {
+        self.answered.set(Some((took, now)));
     }
 
     /// When to look whether a worker has taken a request that is sent now. None: it tells nothing,
@@ -382,7 +391,7 @@ impl Drop for Slot {
         self.upstreams.change(|state| {
             state.held -= 1;
             state.older -= usize::from(self.marks < state.marks);
-            state.queue.release(self.index, self.ticket, answered, Instant::now());
+            state.queue.release(self.index, self.ticket, answered, Instant::now);
         });
     }
 }
