@@ -131,6 +131,9 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         return Ok(());
     }
     let options = Options::read(arguments)?;
+    if options.plots && options.parts.is_empty() {
+        return results::publish();
+    }
     let dir = tempfile::tempdir()?;
     let machine = machine()?;
     println!("{machine}\n");

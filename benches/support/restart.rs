@@ -41,7 +41,7 @@ fn one(kind: Kind, dir: &Path) -> io::Result<Vec<String>> {
     let dir = tempfile::Builder::new().prefix("restart").tempdir_in(dir)?;
     let socket = dir.path().join("app.sock");
     let app = workers(&socket)?;
-    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", dir.path())?;
+    let proxy = Proxy::start(kind, &socket, Upstream::ConnectionPerRequest, "4", &[], dir.path())?;
     let (failed, longest) = thread::scope(|scope| {
         let restart = scope.spawn(|| {
             thread::sleep(BEFORE);
