@@ -12,10 +12,10 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{cpu, memory, overload, process, rescue};
+use support::{capacity, cpu, memory, overload, process, rescue};
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload]
+usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload] [capacity]
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT";
@@ -64,6 +64,7 @@ const MEMORY: [Kind; 7] = [
     Kind::Hyper,
     Kind::Relay,
 ];
+const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
@@ -93,7 +94,9 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
-                "cpu" | "memory" | "rescue" | "overload" => options.parts.push(argument),
+                "cpu" | "memory" | "rescue" | "overload" | "capacity" => {
+                    options.parts.push(argument)
+                }
                 _ => return Err(io::Error::other(USAGE)),
             }
         }
@@ -144,6 +147,10 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         };
         let fronts: Vec<_> = RESCUE.into_iter().filter(selected).collect();
         println!("{}", rescue::run(&fronts, options.quick, dir.path())?);
+    }
+    if options.wants("capacity") {
+        let kinds = options.select(&CAPACITY);
+        println!("{}", capacity::run(&kinds, options.quick, dir.path())?);
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
