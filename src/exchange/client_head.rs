@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use crate::exchange::reply::phrase;
-use crate::http1::{Field, FieldId, LAST_CHUNK, ResponseHead, Span, Version};
+use crate::http1::{Field, FieldId, LAST_CHUNK, Lines, ResponseHead, Span, Version};
 
 /// How the body goes to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     status_line(out, head);
     let (mut date_came, mut vary_came) = (false, false);
     let gzip = with.coding == Coding::Gzip;
+    let mut lines = Lines::of(&head.bytes);
     let mut names_protocol = false;
     let is_announced = |field: &Field| match field.id {
         FieldId::Trailer => with.trailers,
@@ -65,6 +66,7 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
             FieldId::AcceptRanges if gzip => continue,
             // Another representation is only weakly the same (RFC 9110, 8.8.1), as nginx has it.
             FieldId::Etag if gzip && field.value.of(&head.bytes).starts_with(b"\"") => {
+                lines.copy(out);
                 out.extend_from_slice(b"ETag: W/");
                 out.extend_from_slice(field.value.of(&head.bytes));
                 out.extend_from_slice(b"\r\n");
@@ -74,8 +76,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
             FieldId::Vary => vary_came |= names_accept_encoding(field.value.of(&head.bytes)),
             _ => {}
         }
-        line(out, head, field);
+        lines.add(out, field);
     }
+    lines.copy(out);
     if with.coding != Coding::AsItCame && !vary_came {
         out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
     }
@@ -107,9 +110,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
 pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
     out.reserve(head.bytes.len() + 32);
     status_line(out, head);
-    for field in head.fields.iter().filter(|f| passes(head, f)) {
-        line(out, head, field);
-    }
+    let mut lines = Lines::of(&head.bytes);
+    head.fields.iter().filter(|f| passes(head, f)).for_each(|field| lines.add(out, field));
+    lines.copy(out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -117,11 +120,10 @@ pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
 pub fn write_switching(out: &mut Vec<u8>, head: &ResponseHead) {
     out.reserve(head.bytes.len() + 32);
     status_line(out, head);
-    for field in &head.fields {
-        if field.id == FieldId::Upgrade || passes(head, field) {
-            line(out, head, field);
-        }
-    }
+    let mut lines = Lines::of(&head.bytes);
+    let chosen = |f: &&Field| f.id == FieldId::Upgrade || passes(head, f);
+    head.fields.iter().filter(chosen).for_each(|field| lines.add(out, field));
+    lines.copy(out);
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
 }
 
@@ -227,13 +229,6 @@ fn names_accept_encoding(vary: &[u8]) -> bool {
     vary.split(|&b| b == b',')
         .map(<[u8]>::trim_ascii)
         .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding"))
-}
-
-fn line(out: &mut Vec<u8>, head: &ResponseHead, field: &Field) {
-    out.extend_from_slice(field.name.of(&head.bytes));
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(field.value.of(&head.bytes));
-    out.extend_from_slice(b"\r\n");
 }
 
 fn content_length(out: &mut Vec<u8>, length: u64) {

@@ -431,11 +431,11 @@ impl Pump {
         self.cut = self.cut.or(cut);
         if let Some((attempt, slot)) = self.upstream.take() {
             match (self.keep_upstream && attempt.in_step(), self.cut) {
-                (true, None) => slot.keep(attempt.into_stream()),
+                (true, None) => slot.keep(attempt.into_stream(), x.lp.timers.now()),
                 _ => drop(attempt),
             }
         }
-        x.marks.app_done = Some(Instant::now());
+        x.marks.app_done = Some(x.lp.timers.now());
         x.enter(Gauge::delivering(&x.lp));
     }
 
@@ -461,7 +461,7 @@ impl Pump {
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
-        let now = Instant::now();
+        let now = c.timer.now();
         let mut next: Option<Instant> = None;
         if self.upstream.is_none() {
             // A slow reader does not hold the compressor's 300 KiB.

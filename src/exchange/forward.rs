@@ -26,7 +26,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, Forwarded, Peer};
-use crate::http1::{Field, FieldId, RequestHead, Span, Version};
+use crate::http1::{Field, FieldId, Lines, RequestHead, Span, Version};
 use crate::trust::{Resolved, real_ip_header};
 
 /// What `ForwardedHead::write` needs beside the head.
@@ -84,6 +84,7 @@ impl ForwardedHead {
         let mut request_id = None;
         let mut request_start = None;
         let mut queue_start = None;
+        let mut lines = Lines::of(&head.bytes);
         for field in &head.fields {
             let value = field.value.of(&head.bytes);
             let pass = match field.id {
@@ -141,6 +142,7 @@ impl ForwardedHead {
                     false
                 }
                 FieldId::MaxForwards if is_options_or_trace(head) => {
+                    lines.copy(out);
                     max_forwards(out, field, head);
                     false
                 }
@@ -162,9 +164,10 @@ impl ForwardedHead {
                 }
             };
             if pass {
-                line(out, field.name.of(&head.bytes), value);
+                lines.add(out, field);
             }
         }
+        lines.copy(out);
 
         if head.upgrade {
             out.extend_from_slice(b"Connection: upgrade\r\n");

@@ -39,6 +39,8 @@ use retry::{Again, Tries};
 
 /// Bytes of next requests that are read while one is at work: its end is seen behind them.
 const PIPELINED: usize = 8 * 1024;
+/// How often a request that no worker has taken is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +90,9 @@ struct Marks {
 }
 
 impl Marks {
-    fn new() -> Marks {
+    fn new(now: Instant) -> Marks {
         Marks {
-            started: Instant::now(),
+            started: now,
             received: None,
             granted: None,
             connected: None,
@@ -160,7 +162,7 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
-        let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
+        let ran = x.marks.connected.map_or(Duration::ZERO, |at| c.timer.now() - at);
         match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
             Again::No(reason) => {
@@ -193,7 +195,7 @@ impl Exchange {
             response: ResponseHead::default(),
             out: Vec::new(),
             interim: Vec::new(),
-            marks: Marks::new(),
+            marks: Marks::new(lp.timers.now()),
             gauge: None,
             tunnel: None,
             client_key: None,
@@ -202,7 +204,7 @@ impl Exchange {
     }
 
     fn begin(&mut self, c: &Conn) {
-        self.marks = Marks::new();
+        self.marks = Marks::new(c.timer.now());
         self.interim.clear();
         self.record.reset();
         self.record.time = SystemTime::now();
@@ -279,7 +281,7 @@ impl Exchange {
         failed: Option<Slot>,
     ) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let entered = Instant::now();
+        let entered = c.timer.now();
         let safe = matches!(self.record.head.method(), b"GET" | b"HEAD");
         let mut failed = Some(failed);
         let mut place = None;
@@ -308,7 +310,7 @@ impl Exchange {
                 return Poll::Ready(Err(shared.gone_reason()));
             }
             let (end, reason) = self.end_of_wait(c, entered);
-            if Instant::now() >= end {
+            if c.timer.now() >= end {
                 return Poll::Ready(Err(reason));
             }
             c.timer.set_at(end);
@@ -316,7 +318,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(Instant::now());
+        // Of a request that waits again the first: what follows is the app's doing, not the queue's.
+        self.marks.granted.get_or_insert_with(|| c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -340,7 +343,7 @@ impl Exchange {
     }
 
     fn is_too_late(&self, c: &Client<'_>) -> bool {
-        Instant::now() >= self.last_start(c)
+        c.timer.now() >= self.last_start(c)
     }
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
@@ -352,10 +355,13 @@ impl Exchange {
     ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let until = deadline.min(c.timer.now() + c.config().connect_retry);
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
-            let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
+            let kept = c
+                .config()
+                .upstream_keepalive
+                .and_then(|limit| slot.take_kept(limit, c.timer.now()));
             // Over TCP one that the app is about to close could prove nothing when it fails.
             let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
             if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
@@ -366,7 +372,7 @@ impl Exchange {
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
-        let connected_at = Instant::now();
+        let connected_at = c.timer.now();
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
@@ -376,8 +382,8 @@ impl Exchange {
         let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
+        let mut look_at = slot.look_at();
         let reason = loop {
-            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -385,20 +391,28 @@ impl Exchange {
                 if event.is_ready() {
                     return event.map(Ok);
                 }
-                if c.timer.expired() {
+                let now = Instant::now();
+                if now >= deadline {
                     return Poll::Ready(Err(shared.timeout_reason()));
                 }
+                if look_at.is_some_and(|at| now >= at) {
+                    slot.set_unread(attempt.is_unread());
+                    look_at = slot.is_unread().then(|| now + LOOK_AGAIN);
+                }
+                c.timer.set_at(look_at.map_or(deadline, |at| at.min(deadline)));
                 self.poll_client_left(c, cx).map(Err)
             })
             .await;
             if attempt.received > 0 {
-                self.marks.first_byte.get_or_insert_with(Instant::now);
+                slot.set_unread(false);
+                self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(connected_at.elapsed());
+                    let now = c.timer.now();
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -557,8 +571,12 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
-        self.send_own(c, &out, next).await
+        let sent = self.record.bytes_sent;
+        let next = self.send_own(c, &out, next).await;
+        if self.record.bytes_sent > sent {
+            self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
+        }
+        next
     }
 
     /// What follows an answer of our own. `in_step`: all of the request was read.
@@ -596,7 +614,7 @@ impl Exchange {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let end = Instant::now();
+        let end = self.lp.timers.now();
         let m = self.marks;
         let received = m.received.unwrap_or(end);
         let granted = m.granted.unwrap_or(end);
@@ -618,6 +636,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            self.lp.timers.refresh();
             if self.record.head.line.is_empty() {
                 receive::remember_partial(self);
             }
@@ -674,7 +693,12 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     let settings = lp.settings();
     match FREE.with_borrow_mut(Vec::pop) {
         Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
-        _ => Box::new(Exchange::new(lp, settings)),
+        None => Box::new(Exchange::new(lp, settings)),
+        Some(_) => {
+            // From before a reload, as the others mostly are: they hold its settings, and its log.
+            drop(FREE.take());
+            Box::new(Exchange::new(lp, settings))
+        }
     }
 }
 

@@ -101,7 +101,7 @@ pub(super) async fn body(c: &Client<'_>, x: &mut Exchange) -> Result<(), Reason>
         receive(c, x, framing).await?;
     }
     c.timer.clear();
-    let now = Instant::now();
+    let now = c.timer.now();
     x.marks.received = Some(now);
     let length = (framing != RequestBody::None).then(|| x.body.len());
     let receive_ms = now.duration_since(x.marks.started).as_millis() as u64;

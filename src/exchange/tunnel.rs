@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use super::{Answer, Client, Exchange, Next, client_head};
 use crate::error::Reason;
@@ -67,7 +66,7 @@ pub(super) async fn tunnel(
         Poll::Pending
     })
     .await;
-    x.marks.app_done = Some(Instant::now());
+    x.marks.app_done = Some(c.timer.now());
     drop((upstream, slot));
     result?;
     Ok(Next::Close)

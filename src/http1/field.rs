@@ -76,7 +76,7 @@ pub enum FieldId {
 }
 
 impl FieldId {
-    /// Classifies a field name, without regard to case.
+    /// Classifies a field name, a token, without regard to case.
     pub fn of(name: &[u8]) -> FieldId {
         use FieldId::*;
         let candidates: &[(&[u8], FieldId)] = match name.len() {
@@ -137,12 +137,55 @@ impl FieldId {
             _ => &[],
         };
         for (known, id) in candidates {
-            // The first letter spares most of the comparisons.
-            if known[0] == name[0] | 0x20 && known.eq_ignore_ascii_case(name) {
+            // The first letter spares most of the comparisons; without an early exit the rest is
+            // vector code. Of the bytes of a token, 0x20 changes only letters and ^.
+            let differs = |sum, (known, byte): (&u8, &u8)| sum | (known ^ (byte | 0x20));
+            if known[0] == name[0] | 0x20 && known.iter().zip(name).fold(0, differs) == 0 {
                 return *id;
             }
         }
-        if memchr(b'_', name).is_some() { Underscore } else { Other }
+        if name.contains(&b'_') { Underscore } else { Other }
+    }
+}
+
+/// Copies field lines as they came, those that follow each other all at once.
+#[derive(Debug)]
+pub(crate) struct Lines<'a> {
+    /// The head that the fields are of.
+    bytes: &'a [u8],
+    /// Lines that were added and not yet copied.
+    run: Span,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Lines<'a> {
+        Lines { bytes, run: Span::default() }
+    }
+
+    /// Adds the line of a field as `name: value CRLF`.
+    pub(crate) fn add(&mut self, out: &mut Vec<u8>, field: &Field) {
+        let (name, value) = (field.name, field.value);
+        let between = &self.bytes[name.end as usize..value.start as usize];
+        let line = Span { start: name.start, end: value.end + 2 };
+        if between != b": "
+            || self.bytes.get(value.end as usize..line.end as usize) != Some(b"\r\n")
+        {
+            self.copy(out);
+            out.extend_from_slice(name.of(self.bytes));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.of(self.bytes));
+            out.extend_from_slice(b"\r\n");
+        } else if line.start == self.run.end {
+            self.run.end = line.end;
+        } else {
+            self.copy(out);
+            self.run = line;
+        }
+    }
+
+    /// Copies what was added. To be called before anything else is written.
+    pub(crate) fn copy(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(std::mem::take(&mut self.run).of(self.bytes));
     }
 }
 
@@ -460,6 +503,14 @@ mod tests {
             assert_eq!(FieldId::of(name.to_ascii_uppercase().as_bytes()), *id);
             assert_eq!(FieldId::of(format!("{name}x").as_bytes()), FieldId::Other);
             assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other);
+            for (i, byte) in name.bytes().enumerate() {
+                let mut near = name.as_bytes().to_vec();
+                for other in (0..=255).filter(|&b| is_tchar(b) && !b.eq_ignore_ascii_case(&byte)) {
+                    near[i] = other;
+                    let expected = if other == b'_' { FieldId::Underscore } else { FieldId::Other };
+                    assert_eq!(FieldId::of(&near), expected, "{}", near.escape_ascii());
+                }
+            }
             let underscore = name.replace('-', "_");
             if underscore != *name {
                 assert_eq!(FieldId::of(underscore.as_bytes()), FieldId::Underscore);

@@ -532,6 +532,10 @@ impl Server {
         self.shared.app_answered();
     }
 
+    pub fn app_has_answered(&self) -> bool {
+        self.shared.app_has_answered()
+    }
+
     /// False from an attempt that ran out of `connect-retry` to the next that is answered.
     pub fn app_reachable(&self) -> bool {
         self.shared.reachable.load(Relaxed)
@@ -639,6 +643,21 @@ impl Server {
             refused: self.shared.refused.load(Relaxed),
             cut: self.shared.cut.load(Relaxed),
         }
+    }
+
+    /// As many requests at the app at once from now on (`concurrency auto`).
+    pub fn set_slots(&self, slots: usize) {
+        self.shared.upstreams.set_slots(slots);
+    }
+
+    /// What is at the app now is told by `older_at_the_app` from what comes later.
+    pub fn mark(&self) {
+        self.shared.upstreams.mark();
+    }
+
+    /// A request has been at the app since before the last `mark`.
+    pub fn older_at_the_app(&self) -> bool {
+        self.shared.upstreams.older() > 0
     }
 
     /// Address, requests in flight and slots of each upstream.

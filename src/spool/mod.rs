@@ -135,6 +135,10 @@ impl Spool {
 
     /// Empty again, for another body of whomever, with the same limits. Allocates nothing.
     pub fn clear(&mut self) {
+        if self.pushed == 0 && self.blocked.is_none() {
+            self.seen = None;
+            return self.belongs_to(Owner::UNKNOWN);
+        }
         *self = Spool::new(&self.budget, self.limits);
     }
 

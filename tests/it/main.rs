@@ -64,3 +64,5 @@ mod systemd;
 mod timeouts;
 // Nothing goes through before the app has agreed.
 mod upgrades;
+// As many slots as workers.
+mod workers;
