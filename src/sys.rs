@@ -53,6 +53,19 @@ fn claim(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Gives pages of the heap on which nothing lies back to the system: glibc does so by itself only at
+/// the heap's end, where something always lies. 0.6 ms for 9 MB. Other allocators do as they like.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: this is how malloc.h declares it. It may be called at any time, from any thread.
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        malloc_trim(0);
+    }
+}
+
 /// Registers what owns its descriptor with the current event loop.
 pub(crate) fn watch<T: AsRawFd + Into<OwnedFd>>(
     owner: T,

@@ -30,6 +30,7 @@ use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
 use crate::spool::Budget;
+use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
 use parked::Parked;
@@ -41,6 +42,8 @@ const REFUSED_AT_ONCE: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often kept upstream connections are looked through, and memory that only waits.
 const SWEEP: Duration = Duration::from_millis(500);
+/// Tasks of connections whose memory is worth giving back: about 100 KiB.
+const WORTH_A_TRIM: usize = 64;
 /// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 /// One that comes again and again until somebody changes a limit.
@@ -128,8 +131,8 @@ pub(crate) struct Shared {
 /// What all see of one loop.
 struct OfLoop {
     connections: AtomicUsize,
-    /// Key of the client that has been parked longest.
-    longest_idle: AtomicU64,
+    /// Since when the client is idle that has been parked longest.
+    idle_since: AtomicU64,
     /// There are too many connections: told to the loop whose idle ones make room.
     crowded: Notify,
 }
@@ -138,7 +141,7 @@ impl OfLoop {
     fn new() -> OfLoop {
         OfLoop {
             connections: AtomicUsize::new(0),
-            longest_idle: AtomicU64::new(parked::NOBODY),
+            idle_since: AtomicU64::new(parked::NOBODY),
             crowded: Notify::new(),
         }
     }
@@ -752,9 +755,11 @@ fn start_loop(
     });
     let sweeper = lp.clone();
     tokio::task::spawn_local(async move {
+        let mut most_tasks = 0;
         loop {
             tokio::time::sleep(SWEEP).await;
             parked::expire(&sweeper);
+            most_tasks = give_memory_back(&sweeper, most_tasks);
             let limit = sweeper.settings().config.upstream_keepalive;
             sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
             if sweeper.shared.budget.memory_pressure() {
@@ -764,6 +769,19 @@ fn start_loop(
         }
     });
     Ok(lp)
+}
+
+/// When half of the connections that had a task are parked or gone, what they held goes back to the
+/// system. Takes and gives the most tasks since it last did.
+fn give_memory_back(lp: &Loop, most: usize) -> usize {
+    let connections = lp.of_loop().connections.load(Relaxed);
+    let tasks = connections.saturating_sub(lp.parked.number());
+    let most = most.max(tasks);
+    if most - tasks < WORTH_A_TRIM.max(most / 2) {
+        return most;
+    }
+    sys::trim_heap();
+    tasks
 }
 
 /// Accepts until the drain, then what is left in the backlog: it has been told yes by the kernel.
