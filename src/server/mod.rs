@@ -10,14 +10,16 @@ mod parked;
 mod saturation;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -118,6 +120,8 @@ pub(crate) struct Shared {
     refused: AtomicU64,
     cut: AtomicU64,
     tunnels: AtomicUsize,
+    /// Requests of each client, where they have a limit.
+    clients: Mutex<HashMap<IpAddr, usize>>,
     /// The app is our own child.
     wrapped: bool,
     said_unreachable: Said,
@@ -154,6 +158,10 @@ impl Shared {
 
     fn settings(&self) -> Arc<Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections end with the response that they are at.
@@ -374,6 +382,38 @@ impl Drop for Gauge {
     }
 }
 
+/// One request of a client, for `max-requests-per-client`, for as long as it lives.
+pub(crate) struct OfClient {
+    shared: Arc<Shared>,
+    client: IpAddr,
+}
+
+impl OfClient {
+    /// None: the client has as many as it may have.
+    pub(crate) fn new(shared: &Arc<Shared>, client: IpAddr, max: usize) -> Option<OfClient> {
+        let mut clients = shared.clients();
+        let requests = clients.entry(client).or_default();
+        if *requests >= max {
+            METRICS.client_limited.add(1);
+            return None;
+        }
+        *requests += 1;
+        Some(OfClient { shared: shared.clone(), client })
+    }
+}
+
+impl Drop for OfClient {
+    fn drop(&mut self) {
+        let mut clients = self.shared.clients();
+        if let Some(requests) = clients.get_mut(&self.client) {
+            *requests -= 1;
+            if *requests == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
+}
+
 /// One tunnel, for `max-tunnels`, from the request for it to its end.
 pub(crate) struct Tunnel(Rc<Loop>);
 
@@ -507,7 +547,7 @@ impl Server {
         self.listeners().iter().map(Listener::local_addr).collect()
     }
 
-    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Listener>> {
         self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -678,6 +718,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         refused: AtomicU64::new(0),
         cut: AtomicU64::new(0),
         tunnels: AtomicUsize::new(0),
+        clients: Mutex::default(),
         wrapped: !config.command.is_empty(),
         said_unreachable: Said::default(),
         said_paced: Said::default(),
