@@ -12,10 +12,11 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{cpu, memory, overload, process, rescue};
+use support::{cpu, memory, overload, process, rescue, tail, threads};
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload]
+usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
+  PART          cpu, memory, rescue, overload, threads or tail; all without one
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT";
@@ -65,6 +66,8 @@ const MEMORY: [Kind; 7] = [
     Kind::Relay,
 ];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
+const THREADS: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
+const TAIL: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
     Front::Proxy(Kind::Bufproxy),
@@ -93,7 +96,9 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
-                "cpu" | "memory" | "rescue" | "overload" => options.parts.push(argument),
+                "cpu" | "memory" | "rescue" | "overload" | "threads" | "tail" => {
+                    options.parts.push(argument)
+                }
                 _ => return Err(io::Error::other(USAGE)),
             }
         }
@@ -148,6 +153,12 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
         println!("{}", overload::run(&kinds, options.quick, dir.path())?);
+    }
+    if options.wants("threads") {
+        println!("{}", threads::run(&options.select(&THREADS), options.quick, dir.path())?);
+    }
+    if options.wants("tail") {
+        println!("{}", tail::run(&options.select(&TAIL), options.quick, dir.path())?);
     }
     Ok(())
 }

@@ -9,3 +9,5 @@ pub(crate) mod process;
 pub(crate) mod proxies;
 pub(crate) mod rescue;
 pub(crate) mod table;
+pub(crate) mod tail;
+pub(crate) mod threads;
