@@ -39,6 +39,8 @@ use retry::{Again, Tries};
 
 /// Bytes of next requests that are read while one is at work: its end is seen behind them.
 const PIPELINED: usize = 8 * 1024;
+/// How often a request that no worker has taken is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +318,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(c.timer.now());
+        // Of a request that waits again the first: what follows is the app's doing, not the queue's.
+        self.marks.granted.get_or_insert_with(|| c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -379,8 +382,8 @@ impl Exchange {
         let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
+        let mut look_at = slot.look_at(connected_at);
         let reason = loop {
-            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -388,20 +391,28 @@ impl Exchange {
                 if event.is_ready() {
                     return event.map(Ok);
                 }
-                if c.timer.expired() {
+                let now = c.timer.now();
+                if now >= deadline {
                     return Poll::Ready(Err(shared.timeout_reason()));
                 }
+                if look_at.is_some_and(|at| now >= at) {
+                    slot.set_unread(attempt.is_unread());
+                    look_at = slot.is_unread().then(|| now + LOOK_AGAIN);
+                }
+                c.timer.set_at(look_at.map_or(deadline, |at| at.min(deadline)));
                 self.poll_client_left(c, cx).map(Err)
             })
             .await;
             if attempt.received > 0 {
+                slot.set_unread(false);
                 self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(c.timer.now() - connected_at);
+                    let now = c.timer.now();
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
@@ -560,8 +571,12 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
-        self.send_own(c, &out, next).await
+        let sent = self.record.bytes_sent;
+        let next = self.send_own(c, &out, next).await;
+        if self.record.bytes_sent > sent {
+            self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
+        }
+        next
     }
 
     /// What follows an answer of our own. `in_step`: all of the request was read.
@@ -678,7 +693,12 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     let settings = lp.settings();
     match FREE.with_borrow_mut(Vec::pop) {
         Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
-        _ => Box::new(Exchange::new(lp, settings)),
+        None => Box::new(Exchange::new(lp, settings)),
+        Some(_) => {
+            // From before a reload, as the others mostly are: they hold its settings, and its log.
+            drop(FREE.take());
+            Box::new(Exchange::new(lp, settings))
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
-use crate::spool::Budget;
+use crate::spool::{self, Budget};
 use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
@@ -532,6 +532,10 @@ impl Server {
         self.shared.app_answered();
     }
 
+    pub fn app_has_answered(&self) -> bool {
+        self.shared.app_has_answered()
+    }
+
     /// False from an attempt that ran out of `connect-retry` to the next that is answered.
     pub fn app_reachable(&self) -> bool {
         self.shared.reachable.load(Relaxed)
@@ -639,6 +643,21 @@ impl Server {
             refused: self.shared.refused.load(Relaxed),
             cut: self.shared.cut.load(Relaxed),
         }
+    }
+
+    /// As many requests at the app at once from now on (`concurrency auto`).
+    pub fn set_slots(&self, slots: usize) {
+        self.shared.upstreams.set_slots(slots);
+    }
+
+    /// What is at the app now is told by `older_at_the_app` from what comes later.
+    pub fn mark(&self) {
+        self.shared.upstreams.mark();
+    }
+
+    /// A request has been at the app since before the last `mark`.
+    pub fn older_at_the_app(&self) -> bool {
+        self.shared.upstreams.older() > 0
     }
 
     /// Address, requests in flight and slots of each upstream.
@@ -766,7 +785,10 @@ fn start_loop(
                 sweeper.timers.wake_holders();
             }
             if heap.has_shrunk(&sweeper.shared) {
-                tokio::task::spawn_blocking(sys::trim_heap);
+                tokio::task::spawn_blocking(|| {
+                    spool::drop_kept();
+                    sys::trim_heap();
+                });
             }
         }
     });
@@ -786,7 +808,7 @@ struct Heap {
 
 impl Heap {
     /// Sweeps between two looks: a load that goes up and down is left alone.
-    const LOOK: u32 = 4;
+    const LOOK: u32 = 2;
     /// Bytes that are worth it.
     const WORTH: u64 = 1024 * 1024;
     /// What a busy connection costs beside its spools, roughly.

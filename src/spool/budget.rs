@@ -4,16 +4,17 @@
 //! spool, or with the task on the blocking pool that has it in hand. A lease counts for an `Owner`,
 //! so that no client takes a budget from the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use super::KEEP_WHEN_SHORT;
+use super::file::SpillFile;
 
 /// Page cache that spool files may fill before what they write is forced to disk and dropped: it
 /// counts against a container's limit like any other memory (R14 on Heroku).
@@ -33,6 +34,9 @@ pub struct Budget {
     /// Odd and random: whose addresses share an `Owner` is not to be chosen from outside.
     hash: u64,
     files: AtomicU64,
+    /// Files that have something in the page cache, the oldest first.
+    to_clean: Mutex<VecDeque<Weak<SpillFile>>>,
+    cleaning: AtomicBool,
     dir: PathBuf,
     /// Opens an unlinked file in a directory; tests put a failing disk here.
     open: fn(&Path) -> io::Result<File>,
@@ -74,8 +78,17 @@ impl Budget {
         open: fn(&Path) -> io::Result<File>,
     ) -> Arc<Budget> {
         let [memory, disk, cache] = [memory, disk, CACHE].map(|limit| Arc::new(Pool::new(limit)));
-        let (hash, files) = (fastrand::u64(..) | 1, AtomicU64::new(0));
-        Arc::new(Budget { memory, disk, cache, hash, files, dir, open })
+        Arc::new(Budget {
+            memory,
+            disk,
+            cache,
+            hash: fastrand::u64(..) | 1,
+            files: AtomicU64::new(0),
+            to_clean: Mutex::default(),
+            cleaning: AtomicBool::new(false),
+            dir,
+            open,
+        })
     }
 
     /// Whom a client's bodies count for. `None`: it is not known who the client is.
@@ -138,6 +151,38 @@ impl Budget {
         } else {
             Level::Plenty
         }
+    }
+
+    pub(super) fn add_to_clean(&self, file: &Arc<SpillFile>) {
+        let mut files = self.to_clean();
+        if files.len() > 64 + 2 * self.files_open() as usize {
+            // Most of them were closed before there was too much in the page cache.
+            files.retain(|file| file.strong_count() > 0);
+        }
+        files.push_back(Arc::downgrade(file));
+    }
+
+    /// There is too much in the page cache, and nobody is at it: the caller is to be from now on,
+    /// until `next_to_clean` gives None.
+    pub(super) fn begins_cleaning(&self) -> bool {
+        self.cache.is_exceeded() && !self.cleaning.swap(true, SeqCst)
+    }
+
+    pub(super) fn next_to_clean(&self) -> Option<Weak<SpillFile>> {
+        let next = if self.cache.is_exceeded() { self.to_clean().pop_front() } else { None };
+        if next.is_none() {
+            self.cleaning.store(false, SeqCst);
+        }
+        next
+    }
+
+    #[cfg(test)]
+    pub(super) fn files_listed(&self) -> usize {
+        self.to_clean().len()
+    }
+
+    fn to_clean(&self) -> MutexGuard<'_, VecDeque<Weak<SpillFile>>> {
+        self.to_clean.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a spool file. Blocks.

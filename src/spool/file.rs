@@ -3,8 +3,10 @@
 //! `write`, `read` and what `SpillFile` sends away run on the blocking pool, never on the event
 //! loop (invariant 9); closing too, because the last close frees the blocks.
 //!
-//! The page cache of spool files is bounded: while all of them together have more than a few
-//! megabytes in it, what is written is forced to disk at once and dropped, and so is what is read.
+//! Page cache counts against a container's limit like any other memory (R14 on Heroku). While all
+//! spool files together have more than a few megabytes there, `clean` forces what was written to
+//! disk and drops it, the oldest file first; what is read back is dropped behind the reader. Nobody
+//! waits for that: only the kernel's own limits of what is not written yet slow a writer.
 
 use std::fs::File;
 use std::io;
@@ -38,6 +40,10 @@ struct Open {
     cached: Lease,
     /// Up to here everything is on disk and was dropped from the page cache.
     uncached: AtomicU64,
+    /// Position behind the last byte written.
+    written: AtomicU64,
+    /// It is among the files to be cleaned.
+    listed: AtomicBool,
     /// Cleared when the file system turns out not to know holes.
     punches: AtomicBool,
     _counted: Counted,
@@ -76,7 +82,14 @@ pub(super) fn write(
     loop {
         let chunk = batch.at(batch.start());
         if chunk.is_empty() {
-            open.bound_cache(budget, batch.start());
+            open.written.store(batch.start(), Relaxed);
+            if !open.listed.swap(true, Relaxed) {
+                budget.add_to_clean(&file);
+            }
+            if budget.begins_cleaning() {
+                let budget = budget.clone();
+                spawn_blocking(move || clean(&budget));
+            }
             return Written { file: Some(file), rest: batch, error: None };
         }
         let bytes = chunk.len() as u64;
@@ -87,6 +100,22 @@ pub(super) fn write(
         lease.hand_over(bytes, &open.lease);
         open.cached.grow(bytes);
         batch.release(bytes);
+    }
+}
+
+/// Bounds the page cache of spool files. One at a time.
+fn clean(budget: &Budget) {
+    while let Some(file) = budget.next_to_clean() {
+        if let Some(file) = file.upgrade() {
+            let open = file.open();
+            open.listed.store(false, Relaxed);
+            let (from, end) = (open.uncached.load(Relaxed), open.written.load(Relaxed));
+            // What cannot be written shows in the next write, or in the read.
+            let _ = sys::write_back(&open.file, from..end);
+            open.uncache();
+            let before = open.uncached.fetch_max(end, Relaxed);
+            open.cached.give_up_to(end.saturating_sub(before));
+        }
     }
 }
 
@@ -145,20 +174,6 @@ impl Drop for Buffer {
 }
 
 impl Open {
-    /// Has what was written up to `end` on disk and out of the page cache, if all files together
-    /// have too much there. On a file system in memory that changes nothing.
-    fn bound_cache(&self, budget: &Budget, end: u64) {
-        if !budget.cache.is_exceeded() {
-            return;
-        }
-        let from = self.uncached.load(Relaxed);
-        // What cannot be written shows in the next write, or in the read.
-        let _ = sys::write_back(&self.file, from..end);
-        self.uncache();
-        self.uncached.fetch_max(end, Relaxed);
-        self.cached.give_up_to(u64::MAX);
-    }
-
     /// Drops what is on disk from the page cache. All of it: the kernel keeps pages that reach beyond
     /// the range that it is given, and they may be large.
     fn uncache(&self) {
@@ -178,6 +193,8 @@ impl SpillFile {
             lease: Lease::empty(&budget.disk, owner),
             cached: Lease::empty(&budget.cache, Owner::UNKNOWN),
             uncached: AtomicU64::new(start),
+            written: AtomicU64::new(start),
+            listed: AtomicBool::new(false),
             punches: AtomicBool::new(true),
             _counted: counted,
         };

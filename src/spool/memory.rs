@@ -148,6 +148,12 @@ pub(super) fn chunk(size: usize) -> Vec<u8> {
     kept.unwrap_or_else(|| Vec::with_capacity(LARGEST))
 }
 
+/// Gives back the kept chunks: a burst is over.
+pub(crate) fn drop_kept() {
+    let kept = std::mem::take(&mut *KEPT.lock().unwrap_or_else(PoisonError::into_inner));
+    drop(kept);
+}
+
 pub(super) fn keep(mut chunk: Vec<u8>) {
     if chunk.capacity() == LARGEST {
         chunk.clear();

@@ -36,6 +36,7 @@ pub use budget::{Budget, Owner};
 use budget::{Lease, Level, WORTH_A_FILE, Wait};
 use file::{Buffer, SpillFile, Written};
 use memory::Memory;
+pub(crate) use memory::drop_kept;
 
 /// Largest `push` in bytes.
 pub const MAX_PUSH: usize = 64 * 1024;

@@ -660,6 +660,18 @@ fn page_cache_of_spool_files_stays_small() {
 }
 
 #[test]
+fn list_of_files_in_the_page_cache_forgets_those_that_are_closed() {
+    run(async {
+        let (budget, _dir) = budgets(32 * MIB, MIB);
+        for _ in 0..300 {
+            let mut spool = Spool::new(&budget, SpoolLimits { memory: 0, ..REQUEST });
+            push_settled(&mut spool, &body(0, KIB)).await.unwrap();
+        }
+        assert!(budget.files_listed() < 100, "{} files", budget.files_listed());
+    });
+}
+
+#[test]
 fn many_writers_together_stay_inside_the_memory_budget() {
     run(async {
         let (budget, _dir) = budgets(MIB, 256 * MIB);
