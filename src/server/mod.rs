@@ -784,7 +784,7 @@ fn start_loop(
                 // Who holds memory and only waits puts it on disk.
                 sweeper.timers.wake_holders();
             }
-            if heap.has_shrunk(&sweeper.shared) {
+            if heap.has_shrunk(&sweeper) {
                 tokio::task::spawn_blocking(|| {
                     spool::drop_kept();
                     sys::trim_heap();
@@ -811,12 +811,12 @@ impl Heap {
     const LOOK: u32 = 2;
     /// Bytes that are worth it.
     const WORTH: u64 = 1024 * 1024;
-    /// What a busy connection costs beside its spools, roughly.
+    /// What a connection that is a task costs beside its spools, roughly.
     const CONNECTION: u64 = 4 * 1024;
 
-    fn has_shrunk(&mut self, shared: &Shared) -> bool {
-        let connections = shared.connections.load(Relaxed) as u64;
-        let now = shared.budget.memory_used() + connections * Heap::CONNECTION;
+    fn has_shrunk(&mut self, lp: &Loop) -> bool {
+        let connections = lp.timers.len() as u64 * Heap::CONNECTION;
+        let now = lp.shared.budget.memory_used() + connections;
         self.most = self.most.max(now);
         self.sweeps += 1;
         if self.sweeps < Heap::LOOK {
