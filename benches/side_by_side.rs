@@ -12,10 +12,12 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{capacity, cpu, memory, overload, process, rescue};
+use support::{capacity, cpu, memory, overload, process, rescue, restart, results};
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload] [capacity]
+usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
+  PART          cpu, memory, rescue, capacity, overload, restart; without any, all of them
+  plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT";
@@ -81,6 +83,7 @@ struct Options {
     case: String,
     proxies: Vec<String>,
     parts: Vec<String>,
+    plots: bool,
 }
 
 impl Options {
@@ -94,9 +97,8 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
-                "cpu" | "memory" | "rescue" | "overload" | "capacity" => {
-                    options.parts.push(argument)
-                }
+                "plots" => options.plots = true,
+                part if results::PARTS.contains(&part) => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
         }
@@ -104,7 +106,7 @@ impl Options {
     }
 
     fn wants(&self, part: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+        self.parts.is_empty() && !self.plots || self.parts.iter().any(|wanted| wanted == part)
     }
 
     /// Is asked for, and here. What is not here is said, with how to get it.
@@ -130,15 +132,25 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         return Ok(());
     }
     let options = Options::read(arguments)?;
+    if options.plots && options.parts.is_empty() {
+        return results::publish();
+    }
     let dir = tempfile::tempdir()?;
-    println!("{}\n", machine()?);
+    let machine = machine()?;
+    println!("{machine}\n");
+    let show = |part: &str, table: &str| {
+        println!("{table}");
+        // Of a part of the cases, or a short run, nothing is kept.
+        let whole = !options.quick && options.case.is_empty() && options.proxies.is_empty();
+        if whole { results::keep(part, &machine, table) } else { Ok(()) }
+    };
     if options.wants("cpu") {
         let rounds = if options.quick { 3 } else { 9 };
-        println!("{}", cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?);
+        show("cpu", &cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?)?;
     }
     if options.wants("memory") {
         let kinds = options.select(&MEMORY);
-        println!("{}", memory::run(&kinds, &options.case, options.quick, dir.path())?);
+        show("memory", &memory::run(&kinds, &options.case, options.quick, dir.path())?)?;
     }
     if options.wants("rescue") {
         let selected = |front: &Front| match *front {
@@ -146,15 +158,21 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
             front => options.selects(front.name(), None),
         };
         let fronts: Vec<_> = RESCUE.into_iter().filter(selected).collect();
-        println!("{}", rescue::run(&fronts, options.quick, dir.path())?);
+        show("rescue", &rescue::run(&fronts, options.quick, dir.path())?)?;
     }
     if options.wants("capacity") {
         let kinds = options.select(&CAPACITY);
-        println!("{}", capacity::run(&kinds, options.quick, dir.path())?);
+        show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
-        println!("{}", overload::run(&kinds, options.quick, dir.path())?);
+        show("overload", &overload::run(&kinds, &options.case, options.quick, dir.path())?)?;
+    }
+    if options.wants("restart") {
+        show("restart", &restart::run(&options.select(&OVERLOAD), dir.path())?)?;
+    }
+    if options.plots {
+        results::publish()?;
     }
     Ok(())
 }

@@ -121,11 +121,6 @@ impl Timers {
         }
     }
 
-    /// Connections that have a timer.
-    pub(crate) fn len(&self) -> usize {
-        self.all.borrow().len()
-    }
-
     /// Wakes the connections that have said since they were last woken that they hold memory.
     pub(crate) fn wake_holders(&self) {
         for entry in self.all.borrow().values().filter(|entry| entry.holds.take()) {

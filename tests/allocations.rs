@@ -5,6 +5,8 @@
 //! The proxy runs in this process, app and client are threads that allocate nothing, and a counting
 //! allocator sees all of it. One test after the other: a harness would run, and allocate, beside it.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::TcpStream;

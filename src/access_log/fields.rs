@@ -7,18 +7,15 @@
 use crate::http1::{FieldId, RequestHead, Span};
 
 /// Where the fields of one head are.
-#[expect(clippy::large_enum_variant, reason = "lives on the stack while a line is written")]
-pub(super) enum Fields<'s> {
-    Parsed {
-        head: &'s RequestHead,
-        /// By `FieldId`, the first line of each; only where its bit is in `seen`.
-        first: [u32; IDS],
-        seen: u64,
-        /// Came in several lines.
-        repeated: u64,
-    },
-    /// The exchange failed, and the head may not be valid.
-    Refused(&'s [u8]),
+pub(super) struct Fields<'s> {
+    head: &'s RequestHead,
+    /// The exchange failed, and the head may not be valid: it is read once more.
+    refused: bool,
+    /// By `FieldId`, the first line of each; only where its bit is in `seen`.
+    first: [u32; IDS],
+    seen: u64,
+    /// Came in several lines.
+    repeated: u64,
 }
 
 /// More than there are.
@@ -26,38 +23,34 @@ const IDS: usize = 64;
 const _: () = assert!((FieldId::XRequestStart as usize) < IDS);
 
 impl<'s> Fields<'s> {
-    /// `refused`: the exchange failed.
     pub(super) fn new(head: &'s RequestHead, refused: bool) -> Fields<'s> {
-        if refused {
-            return Fields::Refused(&head.bytes);
+        let mut fields = Fields { head, refused, first: [0; IDS], seen: 0, repeated: 0 };
+        if !refused {
+            for (index, field) in head.fields.iter().enumerate().rev() {
+                let bit = 1u64 << field.id as u8;
+                fields.repeated |= fields.seen & bit;
+                fields.seen |= bit;
+                fields.first[field.id as usize] = index as u32;
+            }
         }
-        let (mut first, mut seen, mut repeated) = ([0; IDS], 0, 0);
-        for (index, field) in head.fields.iter().enumerate().rev() {
-            let bit = 1u64 << field.id as u8;
-            repeated |= seen & bit;
-            seen |= bit;
-            first[field.id as usize] = index as u32;
-        }
-        Fields::Parsed { head, first, seen, repeated }
+        fields
     }
 
     /// The value of the first line of a field: its number, and its name in lower case.
     pub(super) fn first(&self, id: FieldId, name: &str) -> Option<&'s [u8]> {
-        match self {
-            Fields::Parsed { head, first, seen, .. } if id != FieldId::Other => {
-                let there = seen >> id as u8 & 1 == 1;
-                there.then(|| spaced(head, head.fields[first[id as usize] as usize].value))
-            }
-            _ => self.values(id, name).next(),
+        if self.refused || id == FieldId::Other {
+            return self.values(id, name).next();
         }
+        let there = self.seen >> id as u8 & 1 == 1;
+        there.then(|| {
+            let field = self.head.fields[self.first[id as usize] as usize];
+            spaced(self.head, field.value)
+        })
     }
 
     /// It may have come in several lines: `first` is not all.
     pub(super) fn may_repeat(&self, id: FieldId) -> bool {
-        match self {
-            Fields::Parsed { repeated, .. } => repeated >> id as u8 & 1 == 1,
-            Fields::Refused(_) => true,
-        }
+        self.refused || self.repeated >> id as u8 & 1 == 1
     }
 
     /// The values of all lines of a field, in the order received.
@@ -66,19 +59,16 @@ impl<'s> Fields<'s> {
         id: FieldId,
         name: &'n str,
     ) -> impl Iterator<Item = &'s [u8]> + use<'s, 'n> {
+        let head = self.head;
         let is_named = move |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
-        let (parsed, read) = match *self {
-            Fields::Parsed { head, .. } => (Some(head), None),
-            Fields::Refused(bytes) => (None, Some(Reader::new(bytes))),
-        };
-        let of_head = move |head: &'s RequestHead| {
-            let fields = head.fields.iter().filter(move |field| {
-                field.id == id && (id != FieldId::Other || is_named(field.name.of(&head.bytes)))
-            });
-            fields.map(|field| spaced(head, field.value))
-        };
-        let read = read.into_iter().flatten().filter(move |(found, _)| is_named(found));
-        parsed.into_iter().flat_map(of_head).chain(read.map(|(_, value)| value))
+        let parsed = if self.refused { &[] } else { head.fields.as_slice() };
+        let parsed = parsed.iter().filter(move |field| {
+            field.id == id && (id != FieldId::Other || is_named(field.name.of(&head.bytes)))
+        });
+        let read = self.refused.then(|| Reader::new(&head.bytes)).into_iter().flatten();
+        parsed
+            .map(|field| spaced(head, field.value))
+            .chain(read.filter(move |(found, _)| is_named(found)).map(|(_, value)| value))
     }
 }
 

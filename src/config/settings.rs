@@ -109,7 +109,8 @@ const TABLE: &[Opt] = &[
         example: "127.0.0.1:8000",
         short: "Where clients come in: host:port, :port or unix:PATH",
         long: "[::] and no host are every address, IPv4 and IPv6 on one socket, because Heroku's Fir \
-               needs IPv6. Port 0 takes a free port; the boot line says which.",
+               needs IPv6; IPv4 alone where the kernel has no IPv6. Port 0 takes a free port; the boot \
+               line says which.",
         list: true,
         here: Some(|here, _| Some((format!("[::]:{}", here.variable("PORT")?), "PORT"))),
         set: |c, v, _| put_list(&mut c.listen, v, listen),
@@ -386,8 +387,9 @@ const TABLE: &[Opt] = &[
         group: CLIENTS,
         default: "256",
         example: "1k",
-        short: "Bytes a second that a body must make, after its first 30 s; else 408",
-        long: "Any real client is faster; one that trickles to hold a connection is not.",
+        short: "Bytes a second that a body must make, over each 30 s; else 408",
+        long: "Any real client is faster; one that trickles to hold a connection is not, whatever it \
+               sent before.",
         set: |c, v, _| put(&mut c.body_min_rate, v, or_off(size)),
         ..PLAIN
     },
@@ -401,6 +403,18 @@ const TABLE: &[Opt] = &[
         long: "By the socket's unsent count: a client that reads anything at all is not cut. Below the \
                55 s of Heroku's router.",
         set: |c, v, _| put(&mut c.send_timeout, v, duration),
+        ..PLAIN
+    },
+    Opt {
+        name: "send-min-rate",
+        value: "SIZE",
+        group: CLIENTS,
+        default: "off",
+        example: "256",
+        short: "Bytes a second that a client must take, over each 30 s; else it is cut",
+        long: "What it has acknowledged counts, and only while something waits for it. Off, because a \
+               reader that is slow holds no worker, only its part of memory or disk.",
+        set: |c, v, _| put(&mut c.send_min_rate, v, or_off(size)),
         ..PLAIN
     },
     Opt {
@@ -498,13 +512,28 @@ const TABLE: &[Opt] = &[
         note: "at most (descriptors - 64) / 3",
         example: "500",
         short: "Connections of clients; beyond it 503",
-        long: "Each may need three descriptors: the client, the app, a file. The soft limit of \
-               descriptors is raised to the hard one first. A larger number is taken, with a warning.",
+        long: "Above 90 % of it those that have been idle longest are closed to make room. Each may need \
+               three descriptors: the client, the app, a file. The soft limit of descriptors is raised \
+               to the hard one first. A larger number is taken, with a warning.",
         here: Some(|here, _| {
             let carried = platform::max_connections(here.nofile);
             (carried < 10_000).then(|| (carried.max(16).to_string(), "RLIMIT_NOFILE"))
         }),
         set: |c, v, _| put(&mut c.max_connections, v, count),
+        ..PLAIN
+    },
+    Opt {
+        name: "max-requests-per-client",
+        value: "N",
+        group: LIMITS,
+        default: "off",
+        example: "50",
+        short: "Requests of one client at once; beyond it 503",
+        long: "From the end of the head to the end of the response, and of the app's work where a client \
+               leaves before. By the client's address as trust resolves it, a network of IPv6 being \
+               one; not of peers on this machine or in private networks that trust does not cover: all \
+               clients may be behind them.",
+        set: |c, v, _| put(&mut c.max_requests_per_client, v, or_off(count)),
         ..PLAIN
     },
     Opt {
@@ -898,9 +927,9 @@ const TABLE: &[Opt] = &[
         long: "What waits in it outlives a crash of the app: with restart the next process serves it, \
                else it is known to be unread. No socket is ever stale. Passed as descriptor 3 by \
                LISTEN_FDS and LISTEN_PID, which win over gunicorn's --bind, its file and PORT; puma \
-               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. Not \
-               with gunicorn's USR2, whose new master looks for a descriptor that the old one has \
-               closed.",
+               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. \
+               gunicorn's USR2 needs `os.dup2(server.LISTENERS[0].fileno(), 3)` in the hook \
+               `pre_exec(server)`: its new master looks for a descriptor that the old one has closed.",
         here: Some(|_, config| config.private_socket.then(|| ("on".to_owned(), PRIVATE))),
         set: |c, v, _| put(&mut c.pass_socket, v, word(&[("off", false), ("on", true)])),
         ..PLAIN
