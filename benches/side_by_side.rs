@@ -12,11 +12,11 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{cpu, memory, overload, process, rescue, restart, results};
+use support::{capacity, cpu, memory, overload, process, rescue, restart, results};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
-  PART          cpu, memory, rescue, overload, restart; without any, all of them
+  PART          cpu, memory, rescue, capacity, overload, restart; without any, all of them
   plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
@@ -66,6 +66,7 @@ const MEMORY: [Kind; 7] = [
     Kind::Hyper,
     Kind::Relay,
 ];
+const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
@@ -159,9 +160,13 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         let fronts: Vec<_> = RESCUE.into_iter().filter(selected).collect();
         show("rescue", &rescue::run(&fronts, options.quick, dir.path())?)?;
     }
+    if options.wants("capacity") {
+        let kinds = options.select(&CAPACITY);
+        show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
+    }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
-        show("overload", &overload::run(&kinds, options.quick, dir.path())?)?;
+        show("overload", &overload::run(&kinds, &options.case, options.quick, dir.path())?)?;
     }
     if options.wants("restart") {
         show("restart", &restart::run(&options.select(&OVERLOAD), dir.path())?)?;

@@ -20,7 +20,7 @@ use super::table::{figure, markdown};
 
 /// Room for all that does not move.
 const SPOOL: &[&str] = &["--spool-max", "16g"];
-const MEGABYTE: usize = 1024 * 1024;
+pub(crate) const MEGABYTE: usize = 1024 * 1024;
 /// Clients that come at the same time; the next ones come when these are settled.
 const BATCH: usize = 200;
 /// Long enough for what a proxy gives back when clients have been idle, or gone, for a few seconds.
@@ -161,7 +161,7 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
     Ok(cost)
 }
 
-async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
+pub(crate) async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
     let request = load::get("/100");
     let mut streams = Vec::with_capacity(clients);
     for _ in 0..clients {
@@ -173,7 +173,11 @@ async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
 }
 
 /// Clients that send `bytes`, or as much of them as is taken, and nothing more; they read nothing.
-async fn partial(proxy: &Proxy, clients: usize, bytes: Vec<u8>) -> io::Result<Vec<TcpStream>> {
+pub(crate) async fn partial(
+    proxy: &Proxy,
+    clients: usize,
+    bytes: Vec<u8>,
+) -> io::Result<Vec<TcpStream>> {
     let bytes: Rc<[u8]> = bytes.into();
     let mut open = Vec::with_capacity(clients);
     while open.len() < clients {

@@ -9,7 +9,7 @@ use super::plot::{Bars, Group};
 use super::table::markdown;
 
 /// All parts, in the order of the documentation.
-pub(crate) const PARTS: [&str; 5] = ["cpu", "memory", "rescue", "overload", "restart"];
+pub(crate) const PARTS: [&str; 6] = ["cpu", "memory", "rescue", "capacity", "overload", "restart"];
 
 /// Pages with tables between `<!-- PART: begin -->` and `<!-- PART: end -->`.
 const PAGES: [&str; 2] = ["README.md", "benches/README.md"];

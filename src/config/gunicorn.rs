@@ -515,7 +515,7 @@ fn assignments(text: &str, file: &str, env: &BTreeMap<String, String>) -> Settin
             found.ignores_term = Some(true);
         }
         let import = ["from ", "import "].iter().any(|keyword| statement.starts_with(keyword));
-        let anything = ["globals()", "exec("].iter().any(|call| statement.contains(call));
+        let anything = statement.contains("globals()") || statement.starts_with("exec(");
         if import && statement.trim_end().ends_with('*') || anything {
             found = everything_is_in(file);
             continue;
@@ -782,6 +782,8 @@ mod tests {
             ("if big: workers = 4", 0),
             ("a = 1; workers = 4", 0),
             ("globals()['workers'] = 4", 0),
+            ("exec(open('base.py').read())", 0),
+            ("def pre_exec(server):\n    pass\nworkers = 4", 4),
             ("if workers == 4: print(workers)", 1),
             // In a text.
             ("\"\"\"Settings.\nworkers = 4\n\"\"\"", 1),

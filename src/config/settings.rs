@@ -109,7 +109,8 @@ const TABLE: &[Opt] = &[
         example: "127.0.0.1:8000",
         short: "Where clients come in: host:port, :port or unix:PATH",
         long: "[::] and no host are every address, IPv4 and IPv6 on one socket, because Heroku's Fir \
-               needs IPv6. Port 0 takes a free port; the boot line says which.",
+               needs IPv6; IPv4 alone where the kernel has no IPv6. Port 0 takes a free port; the boot \
+               line says which.",
         list: true,
         here: Some(|here, _| Some((format!("[::]:{}", here.variable("PORT")?), "PORT"))),
         set: |c, v, _| put_list(&mut c.listen, v, listen),
@@ -898,9 +899,9 @@ const TABLE: &[Opt] = &[
         long: "What waits in it outlives a crash of the app: with restart the next process serves it, \
                else it is known to be unread. No socket is ever stale. Passed as descriptor 3 by \
                LISTEN_FDS and LISTEN_PID, which win over gunicorn's --bind, its file and PORT; puma \
-               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. Not \
-               with gunicorn's USR2, whose new master looks for a descriptor that the old one has \
-               closed.",
+               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. \
+               gunicorn's USR2 needs `os.dup2(server.LISTENERS[0].fileno(), 3)` in the hook \
+               `pre_exec(server)`: its new master looks for a descriptor that the old one has closed.",
         here: Some(|_, config| config.private_socket.then(|| ("on".to_owned(), PRIVATE))),
         set: |c, v, _| put(&mut c.pass_socket, v, word(&[("off", false), ("on", true)])),
         ..PLAIN

@@ -382,7 +382,7 @@ impl Exchange {
         let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
-        let mut look_at = slot.look_at();
+        let mut look_at = slot.look_at(connected_at);
         let reason = loop {
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
@@ -391,7 +391,7 @@ impl Exchange {
                 if event.is_ready() {
                     return event.map(Ok);
                 }
-                let now = Instant::now();
+                let now = c.timer.now();
                 if now >= deadline {
                     return Poll::Ready(Err(shared.timeout_reason()));
                 }

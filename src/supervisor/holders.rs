@@ -35,7 +35,7 @@ impl Master {
             if let Some((fd, listener)) = held(pid, &listeners) {
                 return Some(Master { pid, fd, listener });
             }
-            processes.extend(children(pid).unwrap_or_default());
+            processes.extend(started_by(pid));
             next += 1;
         }
         None
@@ -142,10 +142,20 @@ fn processes() -> Vec<(Pid, Pid)> {
         .collect()
 }
 
-/// What the first thread of a process has started.
+/// What the first thread of a process has forked: there a server does it.
 fn children(pid: Pid) -> io::Result<Vec<Pid>> {
-    let number = pid.as_raw_nonzero();
-    let text = fs::read_to_string(format!("/proc/{number}/task/{number}/children"))?;
+    children_of(&directory(pid).join("task").join(pid.as_raw_nonzero().to_string()))
+}
+
+/// What a process has started, in any of its threads (`uv run` does it in one of tokio's).
+fn started_by(pid: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(directory(pid).join("task")) else { return Vec::new() };
+    let children = |thread: fs::DirEntry| children_of(&thread.path()).unwrap_or_default();
+    threads.filter_map(Result::ok).flat_map(children).collect()
+}
+
+fn children_of(thread: &Path) -> io::Result<Vec<Pid>> {
+    let text = fs::read_to_string(thread.join("children"))?;
     Ok(text.split_ascii_whitespace().filter_map(parsed).collect())
 }
 
@@ -214,6 +224,20 @@ mod tests {
     fn parents_are_known() {
         let (us, parent) = (getpid(), getppid().unwrap());
         assert!(processes().contains(&(us, parent)));
+    }
+
+    #[test]
+    fn what_another_thread_has_started_is_found() {
+        let mut child = std::thread::spawn(|| {
+            let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            let found = started_by(getpid()).contains(&Pid::from_child(&child));
+            assert!(found && !children(getpid()).unwrap().contains(&Pid::from_child(&child)));
+            child
+        })
+        .join()
+        .unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -321,10 +321,10 @@ impl Slot {
         self.answered.set(Some((took, now)));
     }
 
-    /// When to look whether a worker has taken a request that is sent now. None: it tells nothing,
+    /// When to look whether a worker has taken a request that is sent `now`. None: it tells nothing,
     /// because slots do not stand for workers, or the kernel does not know (TCP).
-    pub(crate) fn look_at(&self) -> Option<Instant> {
-        self.of_worker.then(|| Instant::now() + ACCEPTED)
+    pub(crate) fn look_at(&self, now: Instant) -> Option<Instant> {
+        self.of_worker.then(|| now + ACCEPTED)
     }
 
     /// Whether the request waits for a worker, where there should be one: as long as it does, one slot

@@ -32,8 +32,12 @@ fn from(last: u8) -> Ask {
 }
 
 impl At {
+    /// As `Upstreams::enter` does it.
     fn ask(&mut self, ask: Ask) -> Entered {
-        self.q.enter(ask, self.now, || 0)
+        match self.q.enter_at_once(ask.again) {
+            Some((index, ticket)) => Entered::Slot(index, ticket),
+            None => self.q.enter(ask, self.now, || 0),
+        }
     }
     #[track_caller]
     fn slot(&mut self, ask: Ask) -> (Index, Ticket) {
@@ -108,6 +112,41 @@ fn a_freed_slot_goes_to_the_one_that_has_waited_longest() {
     assert_eq!(at.q.turn(second), None);
     assert_eq!(at.q.turn(first), Some(Turn::Slot(0)));
     assert_eq!(at.q.in_flight(0), 1);
+}
+
+#[test]
+fn a_wait_counts_however_it_ends() {
+    let mut at = with_rules(1, 1, Rules { max_of_client: Some(1), ..rules(2) });
+    let held = at.slot(from(1));
+    let (leaves, goes) = (at.wait(from(2)), at.wait(from(3)));
+    at.pass(1000);
+    at.leave(leaves);
+    at.release(held);
+    assert!(at.has_slot(goes));
+    let waits = at.q.take_waits();
+    assert_eq!(waits.total(), 3);
+    assert_eq!(waits.percentile(33), Some(Duration::ZERO));
+    assert!(waits.percentile(66).unwrap() > Duration::from_millis(800));
+}
+
+#[test]
+fn who_came_while_the_app_was_away_is_no_evidence() {
+    // One slot, an app that is away for a while: its line is long, and clients leave it.
+    let mut at = queue(1, 1, 1000);
+    let held = at.slot(GET);
+    assert_eq!(at.unreachable(held), Unreachable::TryAgain);
+    let line: Vec<Ticket> = (0..50).map(|_| at.wait(GET)).collect();
+    at.pass(5000);
+    at.q.reachable(0, at.now);
+    let mut held = held;
+    for pair in line.chunks(2) {
+        at.leave(pair[0]);
+        at.pass(100);
+        at.release(held);
+        assert!(at.has_slot(pair[1]));
+        assert!(!at.q.newest_first());
+        held = (0, pair[1]);
+    }
 }
 
 #[test]
