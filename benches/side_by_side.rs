@@ -4,7 +4,7 @@
 use std::env;
 use std::io;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 mod reference;
 mod relay;
@@ -12,13 +12,14 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{cpu, memory, overload, process, rescue};
+use support::{churn, cpu, memory, overload, process, rescue};
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload]
+usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload] [churn]
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
-  --proxy TEXT  only proxies whose name contains TEXT";
+  --proxy TEXT  only proxies whose name contains TEXT
+  churn         only when it is named: 2000000 connections, or --connections N; --quick: 60 s of them";
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -80,6 +81,7 @@ struct Options {
     case: String,
     proxies: Vec<String>,
     parts: Vec<String>,
+    connections: Option<u64>,
 }
 
 impl Options {
@@ -93,7 +95,10 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
-                "cpu" | "memory" | "rescue" | "overload" => options.parts.push(argument),
+                "--connections" => {
+                    options.connections = Some(value()?.parse().map_err(io::Error::other)?);
+                }
+                "cpu" | "memory" | "rescue" | "overload" | "churn" => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
         }
@@ -148,6 +153,11 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
         println!("{}", overload::run(&kinds, options.quick, dir.path())?);
+    }
+    if options.parts.iter().any(|part| part == "churn") {
+        let connections = options.connections.unwrap_or(2_000_000);
+        let limit = options.quick.then_some(Duration::from_secs(60));
+        println!("{}", churn::run(connections, limit, dir.path())?);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the cases share.
 
 pub(crate) mod app;
+pub(crate) mod churn;
 pub(crate) mod cpu;
 pub(crate) mod load;
 pub(crate) mod memory;

@@ -88,6 +88,11 @@ impl Process {
         self.pids().into_iter().map(of).sum()
     }
 
+    /// Open descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.pids().into_iter().map(|pid| list(&format!("/proc/{pid}/fd")).len()).sum()
+    }
+
     /// Bytes in files that are open and have no name any more: spooled bodies.
     pub(crate) fn disk(&self) -> u64 {
         let of = |pid: i32| {
