@@ -12,14 +12,16 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{churn, cpu, memory, overload, process, rescue};
+use support::{capacity, churn, cpu, memory, overload, process, rescue, restart, results};
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [cpu] [memory] [rescue] [overload] [churn]
+usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
+  PART          cpu, memory, rescue, capacity, overload, restart; without any, all of them
+  churn         only when it is named: 2000000 connections, or --connections N; --quick: 60 s of them
+  plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
-  --proxy TEXT  only proxies whose name contains TEXT
-  churn         only when it is named: 2000000 connections, or --connections N; --quick: 60 s of them";
+  --proxy TEXT  only proxies whose name contains TEXT";
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -65,6 +67,7 @@ const MEMORY: [Kind; 7] = [
     Kind::Hyper,
     Kind::Relay,
 ];
+const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
@@ -82,6 +85,7 @@ struct Options {
     proxies: Vec<String>,
     parts: Vec<String>,
     connections: Option<u64>,
+    plots: bool,
 }
 
 impl Options {
@@ -98,7 +102,9 @@ impl Options {
                 "--connections" => {
                     options.connections = Some(value()?.parse().map_err(io::Error::other)?);
                 }
-                "cpu" | "memory" | "rescue" | "overload" | "churn" => options.parts.push(argument),
+                "plots" => options.plots = true,
+                "churn" => options.parts.push(argument),
+                part if results::PARTS.contains(&part) => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
         }
@@ -106,7 +112,7 @@ impl Options {
     }
 
     fn wants(&self, part: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+        self.parts.is_empty() && !self.plots || self.parts.iter().any(|wanted| wanted == part)
     }
 
     /// Is asked for, and here. What is not here is said, with how to get it.
@@ -132,15 +138,25 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         return Ok(());
     }
     let options = Options::read(arguments)?;
+    if options.plots && options.parts.is_empty() {
+        return results::publish();
+    }
     let dir = tempfile::tempdir()?;
-    println!("{}\n", machine()?);
+    let machine = machine()?;
+    println!("{machine}\n");
+    let show = |part: &str, table: &str| {
+        println!("{table}");
+        // Of a part of the cases, or a short run, nothing is kept.
+        let whole = !options.quick && options.case.is_empty() && options.proxies.is_empty();
+        if whole { results::keep(part, &machine, table) } else { Ok(()) }
+    };
     if options.wants("cpu") {
         let rounds = if options.quick { 3 } else { 9 };
-        println!("{}", cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?);
+        show("cpu", &cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?)?;
     }
     if options.wants("memory") {
         let kinds = options.select(&MEMORY);
-        println!("{}", memory::run(&kinds, &options.case, options.quick, dir.path())?);
+        show("memory", &memory::run(&kinds, &options.case, options.quick, dir.path())?)?;
     }
     if options.wants("rescue") {
         let selected = |front: &Front| match *front {
@@ -148,11 +164,21 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
             front => options.selects(front.name(), None),
         };
         let fronts: Vec<_> = RESCUE.into_iter().filter(selected).collect();
-        println!("{}", rescue::run(&fronts, options.quick, dir.path())?);
+        show("rescue", &rescue::run(&fronts, options.quick, dir.path())?)?;
+    }
+    if options.wants("capacity") {
+        let kinds = options.select(&CAPACITY);
+        show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);
-        println!("{}", overload::run(&kinds, options.quick, dir.path())?);
+        show("overload", &overload::run(&kinds, &options.case, options.quick, dir.path())?)?;
+    }
+    if options.wants("restart") {
+        show("restart", &restart::run(&options.select(&OVERLOAD), dir.path())?)?;
+    }
+    if options.plots {
+        results::publish()?;
     }
     if options.parts.iter().any(|part| part == "churn") {
         let connections = options.connections.unwrap_or(2_000_000);

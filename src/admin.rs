@@ -39,6 +39,9 @@ const CONNECTIONS: usize = 64;
 /// For a request head.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The longest life of a connection: who does not read has no place for ever.
+const STAY: Duration = Duration::from_secs(60);
+
 /// Between two looks of `drain --wait`.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -293,11 +296,11 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 let response = facts.answer(&request);
                 async { Ok::<_, Infallible>(response) }
             });
-            let _ = server::Builder::new()
+            let connection = server::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
+                .serve_connection(TokioIo::new(stream), answer);
+            let _ = tokio::time::timeout(STAY, connection).await;
             drop(permit);
         });
     }
@@ -382,7 +385,7 @@ impl Facts {
             ),
             (
                 "log_lines_dropped_total",
-                "Access log lines dropped because the reader was too slow.",
+                "Lines of a log lost because its reader was too slow or a write failed.",
                 &METRICS.log_lines_dropped,
             ),
             (

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | [`error`] | `Reason`: why an exchange ended; its status, its name in the log, its sentence. One table |
 //! | [`metrics`] | counters, atomics |
-//! | `sys` | the calls that have no safe wrapper: the only `unsafe` |
+//! | `sys` | the few calls that have no safe wrapper: the only `unsafe` |
 //! | [`http1`] | the codec, sans I/O: heads, chunked; everything strict is here |
 //! | [`config`] | flags, environment, file, platform → `Config`; each option once, in `settings` |
 //! | [`trust`] | pure: client and scheme of a request, from those whose word counts |
@@ -24,10 +24,10 @@
 //! | `scratch`, `timer` | read buffers of the thread; deadlines of its connections |
 //! | [`spool`] | one body in either direction; the budgets of all of them |
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
-//! | `upstream` | slots and line (`queue`, pure), `connect`, `attempt`, `discard`: a worker whose client has left |
+//! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt`, `discard`: a worker whose client has left |
 //! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
 //! | [`server`] | listeners, event loops, what they share; `connection`: the loop of one client; `parked`: clients idle for long |
-//! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper |
+//! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper; its workers, counted |
 //! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
 //! | [`demo`] | the proof on a machine that has nothing else |
@@ -101,8 +101,8 @@
 //! loop is a `current_thread` runtime that owns its connections, so `Rc` and `Cell` suffice. Shared are
 //! the line (`upstream::Upstreams`, a mutex for nanoseconds), the budgets and counts (atomics), the
 //! settings (swapped by a reload; each loop has a copy) and the log's buffer (a mutex for a memcpy).
-//! Beside them: the writers of the log and of the diagnostics, the admin thread if asked for, and
-//! blocking pools of four (loop 0) and two (the others) threads.
+//! Beside them: the writers of the log and of the diagnostics, the admin thread if asked for, one that
+//! resolves names if an upstream has one, and blocking pools of four (loop 0) and two (the others).
 //!
 //! # Decisions that are not obvious
 //!

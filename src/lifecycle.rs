@@ -19,12 +19,13 @@ use tokio::runtime::{Builder, LocalOptions};
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Health, State};
-use crate::config::{self, Config, Invocation, OpenPort, Sources, UpstreamAddr};
+use crate::config::{self, Concurrency, Config, Invocation, OpenPort, Sources, UpstreamAddr};
 use crate::net;
 use crate::server::Server;
 use crate::supervisor::handover::AppListener;
 use crate::supervisor::probe::wait_until_ready;
 use crate::supervisor::signals::Signals;
+use crate::supervisor::workers::{Look, Workers};
 use crate::supervisor::{self, Child, Exit};
 use machine::{Action, Event, Machine, Outcome, Plan};
 use systemd::Manager;
@@ -35,6 +36,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// After this it has.
 const LOOK_FOR: Duration = Duration::from_secs(60);
+
+/// When workers that cannot be counted are worth a line.
+const LOST: Duration = Duration::from_secs(30);
 
 /// What the end of a killed child may take.
 const KILL: Duration = Duration::from_millis(500);
@@ -69,6 +73,7 @@ pub fn run(config: Config, passed: Passed) -> Result<u8, Failure> {
         .enable_all()
         // A Heroku dyno has 256 threads in all.
         .max_blocking_threads(4)
+        .thread_keep_alive(Duration::MAX)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
     let result = runtime.block_on(live(Arc::new(config), passed));
@@ -126,7 +131,10 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
                 signal => Event::Signal(signal),
             },
             ready = &mut probe, if machine.state() == State::Starting => match ready {
-                Ok(seen) => Event::AppAnswered(seen),
+                Ok(seen) => {
+                    app.answered();
+                    Event::AppAnswered(seen)
+                }
                 Err(missing) => Event::BootFailed(missing),
             },
             () = process.health.drain_asked() => Event::DrainAsked,
@@ -134,6 +142,11 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
                 if tick.is_some() => Event::Tick,
             () = tokio::time::sleep(LOOK), if app.is_new(machine.state()) => {
                 app.look_at_socket();
+                continue;
+            }
+            () = tokio::time::sleep_until(app.count_due().unwrap_or_else(Instant::now).into()),
+                if app.count_due().is_some() => {
+                app.count_workers(&process.server);
                 continue;
             }
         };
@@ -152,6 +165,8 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
             }
         };
         let _ = tokio::time::timeout(KILL, reaped).await;
+        // They have had as long as it.
+        supervisor::signal_orphans(&config.upstream, Signal::KILL);
     }
     finish(&process.server, outcome)
 }
@@ -180,6 +195,10 @@ struct App {
     listener: Option<AppListener>,
     /// When the command was started.
     since: Instant,
+    /// Those that `concurrency auto` goes by.
+    workers: Option<Workers>,
+    /// That they cannot be counted was said.
+    said_lost: bool,
 }
 
 impl App {
@@ -191,6 +210,8 @@ impl App {
             child: None,
             listener: None,
             since: Instant::now(),
+            workers: workers_of(config),
+            said_lost: false,
         };
         if config.command.is_empty() {
             return Ok(app);
@@ -242,14 +263,79 @@ impl App {
     /// Takes what SIGCHLD announces. Some: the command has ended.
     fn reap(&mut self) -> Option<Event> {
         let exit = supervisor::reap(&mut self.child)?;
+        if let Some(workers) = &mut self.workers {
+            workers.forget(Instant::now());
+        }
         self.child = Child::successor(&self.config.upstream);
         Some(match self.child {
             Some(_) => Event::ChildReplaced(exit),
             None => {
-                supervisor::stop_orphans(&self.config.upstream);
+                supervisor::signal_orphans(&self.config.upstream, Signal::TERM);
                 Event::ChildEnded(exit)
             }
         })
+    }
+
+    /// Passes a signal on. What is not meant to end the command goes to the server that it runs.
+    fn signal(&mut self, signal: Signal, server: &Server) {
+        let Some(child) = &self.child else { return };
+        let ends = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL].contains(&signal);
+        let known = !ends && self.workers.as_mut().is_some_and(|w| w.signal(child, signal));
+        if !known {
+            child.signal(signal);
+        }
+        if let Some(workers) = &mut self.workers
+            && let Some(slots) = workers.told(signal)
+        {
+            set_slots(server, workers, slots);
+        }
+    }
+
+    /// Now it listens, for sure.
+    fn answered(&mut self) {
+        if let Some(workers) = self.workers.as_mut().filter(|workers| !workers.found()) {
+            workers.forget(Instant::now());
+        }
+    }
+
+    /// When the app's workers are to be looked at, if they are.
+    fn count_due(&self) -> Option<Instant> {
+        self.child.as_ref().and(self.workers.as_ref()).map(Workers::due)
+    }
+
+    fn count_workers(&mut self, server: &Server) {
+        let (Some(child), Some(workers)) = (&self.child, &mut self.workers) else { return };
+        let now = Instant::now();
+        match workers.look(child, now) {
+            Look::Same => {}
+            Look::Changed => server.mark(),
+            Look::Lost(since, why) => {
+                if since >= LOST
+                    && server.app_has_answered()
+                    && !std::mem::replace(&mut self.said_lost, true)
+                {
+                    warn!("the app's workers cannot be counted ({why}): {}", stays(&self.config));
+                }
+            }
+        }
+        if let Some(slots) = workers.settle(server.older_at_the_app(), now) {
+            set_slots(server, workers, slots);
+        }
+    }
+
+    /// Goes by a configuration that was read again, as far as the command does.
+    fn reconfigure(&mut self, config: &Config, server: &Server) {
+        self.workers = match (self.workers.take(), workers_of(config), config.workers) {
+            (Some(mut workers), Some(_), Some(now)) if workers.is_of(&config.upstream[0]) => {
+                workers.reconfigure(now);
+                Some(workers)
+            }
+            (_, new, _) => new,
+        };
+        // As many as are alive, whatever is configured now.
+        if let Some(slots) = self.workers.as_ref().and_then(Workers::slots) {
+            server.set_slots(slots);
+        }
     }
 
     /// It may still show that it does not take the socket that was passed.
@@ -276,6 +362,24 @@ impl App {
             listener.refuse();
         }
     }
+}
+
+fn workers_of(config: &Config) -> Option<Workers> {
+    let [upstream] = &*config.upstream else { return None };
+    Some(Workers::new(config.workers?, upstream, Instant::now()))
+}
+
+/// What holds where the workers cannot be counted.
+fn stays(config: &Config) -> String {
+    match config.concurrency {
+        Concurrency::Slots(slots) => format!("concurrency stays {slots}, as configured"),
+        Concurrency::Off => "concurrency stays off, --concurrency N sets it".to_owned(),
+    }
+}
+
+fn set_slots(server: &Server, workers: &Workers, slots: usize) {
+    server.set_slots(slots);
+    info!("concurrency {slots}: the app has {}", workers.describe());
 }
 
 /// What events act on.
@@ -324,14 +428,12 @@ impl Process {
                 Action::ReopenLog => server.reopen_log(),
                 Action::Reload => {
                     self.manager.reloading();
-                    reload(server);
+                    if let Some(config) = reload(server) {
+                        app.reconfigure(&config, server);
+                    }
                     self.manager.ready();
                 }
-                Action::SignalChild(signal) => {
-                    if let Some(child) = &app.child {
-                        child.signal(signal);
-                    }
-                }
+                Action::SignalChild(signal) => app.signal(signal, server),
                 Action::StartChild => {
                     if let Err(failure) = app.start_command() {
                         error!("{failure}");
@@ -377,22 +479,28 @@ fn introduce(config: &Config, listening: &[String]) {
     }
 }
 
-/// HUP: the file is read again, flags and environment stay. A configuration that is not valid
+/// HUP: the file is read again, flags and environment stay. None: what was read is not valid, and
 /// changes nothing.
-fn reload(server: &Server) {
-    match config::parse_args(&Sources::of_process()) {
-        Ok(Invocation::Run(config)) => match server.reload(Arc::new(*config)) {
-            Ok(report) => info!("HUP: {report}"),
-            Err(e) => error!("HUP: the configuration stays as it was: {e}"),
-        },
+fn reload(server: &Server) -> Option<Arc<Config>> {
+    let config = match config::parse_args(&Sources::of_process()) {
+        Ok(Invocation::Run(config)) => Arc::new(*config),
         // What was a command to run at the start is one still.
-        Ok(_) => {}
+        Ok(_) => return None,
         Err(invalid) => {
             for problem in &invalid.problems {
                 error!("HUP: the configuration stays as it was: {problem}");
             }
+            return None;
+        }
+    };
+    match server.reload(config.clone()) {
+        Ok(report) => info!("HUP: {report}"),
+        Err(e) => {
+            error!("HUP: the configuration stays as it was: {e}");
+            return None;
         }
     }
+    Some(config)
 }
 
 /// Raises the soft limit of descriptors to the hard one. Gives the soft limit that we got, for the

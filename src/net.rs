@@ -4,7 +4,7 @@
 //! readiness back at once, which saves the call that would only have said EAGAIN.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -181,7 +181,16 @@ impl Listener {
         match addr {
             Listen::Tcp(addr) => {
                 let domain = Domain::for_address(*addr);
-                let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+                let socket = match Socket::new(domain, Type::STREAM.nonblocking(), None) {
+                    // A kernel without IPv6: every address is every address of IPv4.
+                    Err(e)
+                        if addr.is_ipv6() && addr.ip().is_unspecified() && no_such_family(&e) =>
+                    {
+                        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.port()));
+                        return Listener::bind(&Listen::Tcp(v4));
+                    }
+                    socket => socket?,
+                };
                 if addr.is_ipv6() {
                     socket.set_only_v6(!addr.ip().is_unspecified())?;
                 }
@@ -275,6 +284,10 @@ impl Acceptor {
         };
         Ok((Socket::from(fd), peer))
     }
+}
+
+fn no_such_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
 /// What accepted sockets inherit: calls less for each connection.

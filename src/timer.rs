@@ -5,6 +5,8 @@
 //!
 //! A timer does not carry a future: when it fires, the connection's task is woken, and whoever waits
 //! in it looks at `expired`. The same table wakes all connections when the phase changes.
+//!
+//! It is also the loop's clock: read once for each time that a task runs, which is microseconds.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,27 +22,33 @@ const OFF: u64 = u64::MAX;
 /// The timers of one event loop.
 pub(crate) struct Timers {
     origin: Instant,
-    queue: RefCell<BTreeMap<(u64, u32), Rc<Entry>>>,
+    /// When the task that runs now began to.
+    now: Cell<Instant>,
+    queue: RefCell<BTreeMap<(u64, u64), Rc<Entry>>>,
     /// Every connection, for `wake_all`.
-    all: RefCell<BTreeMap<u32, Rc<Entry>>>,
-    next_id: Cell<u32>,
+    all: RefCell<BTreeMap<u64, Rc<Entry>>>,
+    next_id: Cell<u64>,
     /// Told when the earliest entry has come nearer.
     nearer: Notify,
 }
 
 struct Entry {
-    id: u32,
+    id: u64,
     /// Ticks since the origin; OFF: none.
     deadline: Cell<u64>,
     /// Key in the queue; OFF: not in it.
     queued: Cell<u64>,
     waker: RefCell<Option<Waker>>,
+    /// It waits and holds memory: to be woken by `wake_holders`.
+    holds: Cell<bool>,
 }
 
 impl Timers {
     pub(crate) fn new() -> Rc<Timers> {
+        let origin = Instant::now();
         Rc::new(Timers {
-            origin: Instant::now(),
+            origin,
+            now: Cell::new(origin),
             queue: RefCell::default(),
             all: RefCell::default(),
             next_id: Cell::new(0),
@@ -49,7 +57,21 @@ impl Timers {
     }
 
     fn ticks(&self, at: Instant) -> u64 {
-        (at.saturating_duration_since(self.origin).as_millis() / TICK.as_millis()) as u64
+        const PER_SECOND: u64 = 1000 / TICK.as_millis() as u64;
+        let since = at.saturating_duration_since(self.origin);
+        since.as_secs() * PER_SECOND + u64::from(since.subsec_nanos() / TICK.subsec_nanos())
+    }
+
+    /// When the task that runs now began to. Only tasks with a `Timer` may ask.
+    pub(crate) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// Reads the clock.
+    pub(crate) fn refresh(&self) -> Instant {
+        let now = Instant::now();
+        self.now.set(now);
+        now
     }
 
     /// Fires timers as they come due. Runs as a task of the loop for as long as the loop.
@@ -70,7 +92,7 @@ impl Timers {
     }
 
     fn fire(&self) {
-        let now = self.ticks(Instant::now());
+        let now = self.ticks(self.refresh());
         loop {
             let mut queue = self.queue.borrow_mut();
             match queue.first_entry() {
@@ -98,6 +120,13 @@ impl Timers {
             entry.wake();
         }
     }
+
+    /// Wakes the connections that have said since they were last woken that they hold memory.
+    pub(crate) fn wake_holders(&self) {
+        for entry in self.all.borrow().values().filter(|entry| entry.holds.take()) {
+            entry.wake();
+        }
+    }
 }
 
 impl Entry {
@@ -118,19 +147,21 @@ pub(crate) struct Timer {
 impl Timer {
     pub(crate) fn new(timers: &Rc<Timers>) -> Timer {
         let id = timers.next_id.get();
-        timers.next_id.set(id.wrapping_add(1));
+        timers.next_id.set(id + 1);
         let entry = Rc::new(Entry {
             id,
             deadline: Cell::new(OFF),
             queued: Cell::new(OFF),
             waker: RefCell::new(None),
+            holds: Cell::new(false),
         });
         timers.all.borrow_mut().insert(id, entry.clone());
         Timer { timers: timers.clone(), entry, at: Cell::new(None) }
     }
 
-    /// The task's waker; called whenever the task is about to wait.
+    /// The task's waker; called whenever the task begins to run, before anything else of it.
     pub(crate) fn register(&self, waker: &Waker) {
+        self.timers.refresh();
         let mut slot = self.entry.waker.borrow_mut();
         match &mut *slot {
             Some(old) => old.clone_from(waker),
@@ -138,9 +169,19 @@ impl Timer {
         }
     }
 
+    /// This connection waits and holds memory.
+    pub(crate) fn hold(&self) {
+        self.entry.holds.set(true);
+    }
+
     /// The deadline is `after` from now. Fires at most two ticks late.
     pub(crate) fn set(&self, after: Duration) {
-        self.set_at(Instant::now() + after);
+        self.set_at(self.now() + after);
+    }
+
+    /// When the task began to run.
+    pub(crate) fn now(&self) -> Instant {
+        self.timers.now()
     }
 
     pub(crate) fn set_at(&self, at: Instant) {
@@ -171,7 +212,7 @@ impl Timer {
 
     /// The deadline has passed.
     pub(crate) fn expired(&self) -> bool {
-        self.at.get().is_some_and(|at| Instant::now() >= at)
+        self.at.get().is_some_and(|at| self.now() >= at)
     }
 }
 
@@ -223,6 +264,7 @@ mod tests {
         let timers = Timers::new();
         let timer = Timer::new(&timers);
         timer.set_at(timers.origin + Duration::from_millis(1));
+        timers.refresh();
         timer.set(Duration::from_secs(1000));
         assert_eq!(timers.queue.borrow().len(), 1);
         while timers.ticks(Instant::now()) < 2 {

@@ -29,7 +29,7 @@ pub struct Resolved {
 /// dropped, and once that a client is a CDN's address.
 ///
 /// - The address: the field that `real-ip-header` names, where it came exactly once and is an
-///   address; else X-Forwarded-For; without any, Forwarded (RFC 7239); else the peer.
+///   address (if that is a trusted proxy's, what X-Forwarded-For has beyond it); else X-Forwarded-For; without any, Forwarded (RFC 7239); else the peer.
 /// - The scheme: X-Forwarded-Proto, without any that of the client's element of Forwarded, else
 ///   `http`: we end no TLS. Of a list in X-Forwarded-Proto the element at the client's place counts
 ///   if the list is as long as X-Forwarded-For, because then each proxy added to both; else the
@@ -46,7 +46,10 @@ pub fn resolve(config: &Config, peer: Peer, head: &RequestHead) -> Resolved {
     }
 
     let walk = walk(&config.trust, peer, head);
-    let client = real_ip(config, head).or(walk.client);
+    let client = match real_ip(config, head) {
+        Some(ip) => Some(beyond(&config.trust, ip, head)),
+        None => walk.client,
+    };
     let scheme = forwarded_proto(head, &walk).or(walk.proto).unwrap_or("http");
     if let Some(client) = client
         && SAID.load(Relaxed) & SAID_CDN == 0
@@ -129,6 +132,20 @@ fn walk(trust: &TrustConfig, peer: Option<IpAddr>, head: &RequestHead) -> Walk {
         }
     }
     walk
+}
+
+/// The client that a trusted peer names may itself be a trusted proxy (a CDN in front of Fly): then what
+/// X-Forwarded-For has to the left of it, over those in trusted ranges.
+fn beyond(trust: &TrustConfig, named: IpAddr, head: &RequestHead) -> IpAddr {
+    let list = elements(head, FieldId::XForwardedFor).take(MAX_HOPS).map_while(address);
+    let mut client = named;
+    for ip in list.skip_while(|ip| *ip != named).skip(1) {
+        if !in_ranges(&trust.ranges, client) {
+            break;
+        }
+        client = ip;
+    }
+    client
 }
 
 /// The value of `real_ip_header`, where it came exactly once and is an address.

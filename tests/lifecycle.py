@@ -169,6 +169,42 @@ def boot(run):
             print(f"  {how}: {refused} connections refused, the first one taken is 200, after {took:.1f} s")
 
 
+def no_ipv6(run):
+    """Where the kernel has no IPv6, the default address is IPv4's."""
+    # A seccomp filter: socket(AF_INET6) is EAFNOSUPPORT, all else is allowed.
+    script = """
+import ctypes, errno, os, struct, sys
+def op(code, jt, jf, k):
+    return struct.pack("HBBI", code, jt, jf, k)
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+number = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
+filter = b"".join([
+    op(LOAD, 0, 0, 0), op(EQUAL, 0, 3, number),
+    op(LOAD, 0, 0, 16), op(EQUAL, 0, 1, 10),
+    op(RETURN, 0, 0, 0x00050000 | errno.EAFNOSUPPORT), op(RETURN, 0, 0, 0x7fff0000),
+])
+text = ctypes.create_string_buffer(filter, len(filter))
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+program = Program(len(filter) // 8, ctypes.addressof(text))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program), 0, 0):
+    sys.exit("no seccomp: " + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+    port = free_port()
+    command = [sys.executable, "-c", script, run.bufproxy, "--upstream", "127.0.0.1:1"]
+    with Program([*command, "--connect-retry", "10ms"], PORT=str(port)) as proxy:
+        said = proxy.wait_for("no seccomp| listening on (\\S+)")
+        if not said[1]:
+            raise Skip(said[0])
+        assert said[1] == f"0.0.0.0:{port}", proxy.lines
+        assert request(port, "/") == 503
+        proxy.process.terminate()
+        assert proxy.end() == 0, proxy.lines
+    print(f"  listening on {said[1]}")
+
+
 def pid_1(run):
     """In a PID namespace of its own: reaps 1,000 orphans, and its exit code is the app's."""
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -284,8 +320,10 @@ def hand_over(run):
                 def kill(workers_too=workers_too):
                     [master] = children(proxy.process.pid)
                     victims = [master, *(children(master) if workers_too else [])]
-                    for victim in victims:
-                        os.kill(victim, signal.SIGKILL)
+                    # All at once: what one of them had must not be sent again to the next.
+                    for number in (signal.SIGSTOP, signal.SIGKILL):
+                        for victim in victims:
+                            os.kill(victim, number)
 
                 load = Load(port, rate=200, seconds=8, post=True)
                 results = asyncio.run(load.run(at={2.05: kill}))
@@ -293,14 +331,47 @@ def hand_over(run):
                 what = "the master and its workers" if workers_too else "the master"
                 print(f"  {what}: {dict(results)}, {restarts} restart")
                 assert restarts == 1, proxy.lines
-                failed = results.total() - results["fast 200"]
+                failed = results.total() - results["GET 200"] - results["POST 200"]
                 # One request in each of the two workers: a POST that it may have read, or a response
-                # that had begun.
+                # whose head the client has. A GET without that is sent again.
                 in_workers = 2 if workers_too else 0
-                known = results["fast 502"] + results["fast cut within"]
+                known = sum(results[what] for what in ("POST 502", "POST cut within", "GET cut within"))
                 assert failed <= in_workers and failed == known, results
             proxy.process.terminate()
             assert proxy.end() == 0, proxy.lines
+
+
+def launchers(run):
+    """concurrency auto behind real launchers: gunicorn's workers are found, and TTIN reaches it."""
+    venv = REPOSITORY / "target/launchers-venv"
+    if not (venv / "bin/uv").exists():
+        packages = ["gunicorn", "newrelic", "ddtrace", "opentelemetry-distro", "uv"]
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        if subprocess.run([venv / "bin/pip", "install", "--quiet", *packages]).returncode:
+            raise Skip("pip install")
+    # Nobody is to be told anything.
+    quiet = {"NEW_RELIC_ENABLED": "false", "NEW_RELIC_LOG": "stderr", "DD_TRACE_ENABLED": "false",
+             "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false",
+             "OTEL_SDK_DISABLED": "true", "UV_OFFLINE": "1", "VIRTUAL_ENV": str(venv),
+             "PATH": f"{venv}/bin:{os.environ['PATH']}"}
+    for launcher in (["newrelic-admin", "run-program"], ["ddtrace-run"], ["opentelemetry-instrument"],
+                     ["uv", "run", "--no-project"], ["sh", "-c"], ["bash", "-c"]):
+        with tempfile.TemporaryDirectory() as directory:
+            gunicorn = ["gunicorn", "--bind", f"unix:{directory}/app.sock", "--workers", "2", *WSGI]
+            if launcher[-1] == "-c":
+                # Two commands, so that the shell stays.
+                gunicorn = ["true && " + " ".join(gunicorn) + "; exit $?"]
+            command = [run.bufproxy, "--listen", "127.0.0.1:0", "--", *launcher, *gunicorn]
+            with Program(command, TMPDIR=directory, **quiet) as proxy:
+                proxy.wait_for(r"concurrency 2 \(gunicorn sync, 2 workers\)")
+                proxy.wait_for("port open")
+                proxy.process.send_signal(signal.SIGTTIN)
+                proxy.wait_for("concurrency 3: the app has 3 workers")
+                [child] = children(proxy.process.pid)
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+                proxy.process.terminate()
+                assert proxy.end() == 0, proxy.lines
+        print(f"  {' '.join(launcher)}: 2 workers, 3 after TTIN; our child is {name}")
 
 
 def take_over(run):
@@ -332,7 +403,7 @@ def take_over(run):
         results = asyncio.run(load.run(at={}))
         replacing.join()
         print(f"  {dict(results)}")
-        assert results["fast 200"] == results.total() and sidecars, results
+        assert results["GET 200"] + results["POST 200"] == results.total() and sidecars, results
         sidecars[0].process.terminate()
         assert sidecars[0].end() == 0, sidecars[0].lines
 
@@ -421,7 +492,8 @@ def term_to_all(run, command, conf):
 
 class Load:
     """Requests at a fixed rate, each on its own connection, beside slow readers and slow uploads.
-    Counts `KIND OUTCOME`: a status code, `refused` (the connection was never accepted) or `cut`."""
+    Counts `KIND OUTCOME`: a status code, `refused` (the connection was never accepted), `cut`, or
+    `cut within` (behind the head). `post`: GET and POST by turns, and the kind is the method."""
 
     def __init__(self, port, rate, seconds, readers=0, uploads=0, post=False):
         self.port, self.rate, self.seconds = port, rate, seconds
@@ -439,7 +511,8 @@ class Load:
             await asyncio.sleep(begun + n / self.rate - time.monotonic())
             target = "/sleep?s=0.05" if n % 15 == 0 else "/"
             method = "POST" if self.post and n % 2 else "GET"
-            tasks.append(asyncio.create_task(self.one("fast", self.fast(method, target))))
+            kind = method if self.post else "fast"
+            tasks.append(asyncio.create_task(self.one(kind, self.fast(method, target))))
         await asyncio.wait_for(asyncio.gather(*tasks), LIMIT)
         return self.results
 
@@ -514,7 +587,7 @@ async def response(reader, pace=None):
 
 
 CASES = {case.__name__: case for case in (
-    boot, pid_1, kill_9, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
+    boot, no_ipv6, pid_1, kill_9, launchers, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
 )}
 
 

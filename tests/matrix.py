@@ -30,8 +30,8 @@ PARTS = {
     "frameworks": 180,
     "browser": 180,
     "requests_suite": 420,
-    "slow_attacks": 420,
-    "datasette": 300,
+    "slow_attacks": 180,
+    "datasette": 360,
 }
 
 

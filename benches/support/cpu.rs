@@ -59,8 +59,10 @@ pub(crate) fn run(kinds: &[Kind], filter: &str, rounds: usize, dir: &Path) -> io
     let mut proxies = Vec::new();
     for app in &apps {
         for kind in kinds {
-            proxies
-                .push((app.upstream, Proxy::start(*kind, &app.socket, app.upstream, "off", dir)?));
+            proxies.push((
+                app.upstream,
+                Proxy::start(*kind, &app.socket, app.upstream, "off", &[], dir)?,
+            ));
         }
     }
     let mut micros = vec![vec![Vec::new(); kinds.len()]; cases.len()];

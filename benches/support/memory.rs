@@ -1,10 +1,11 @@
-//! Memory per client: what the proxy's processes grow by when clients are there and nothing moves.
-//! For clients that stall in a body also where the rest of it is: in the kernel's socket queues, on
-//! disk, or still in a worker.
+//! Memory per client: what the proxy's processes grow by when clients are there and nothing moves,
+//! and what of it is left when all have gone. For clients that stall in a body also where the rest of
+//! it is: in the kernel's socket queues, on disk, or still in a worker.
 
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -17,18 +18,21 @@ use super::load::{self, block_on, closed_loop};
 use super::proxies::{Kind, Proxy};
 use super::table::{figure, markdown};
 
-const MEGABYTE: usize = 1024 * 1024;
-const STALLED: usize = 200;
-/// Long enough for what a proxy gives back when a client has been idle for a second or two.
-const SETTLE: Duration = Duration::from_millis(2500);
+/// Room for all that does not move.
+const SPOOL: &[&str] = &["--spool-max", "16g"];
+pub(crate) const MEGABYTE: usize = 1024 * 1024;
+/// Clients that come at the same time; the next ones come when these are settled.
+const BATCH: usize = 200;
+/// Long enough for what a proxy gives back when clients have been idle, or gone, for a few seconds.
+const SETTLE: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     /// Kept alive after one request.
     Idle(usize),
     HalfHead(usize),
-    Reader,
-    Upload,
+    Reader(usize),
+    Upload(usize),
 }
 
 /// What a case's clients cost together, in bytes; workers in number.
@@ -38,21 +42,35 @@ struct Cost {
     queued: u64,
     disk: u64,
     workers: usize,
+    /// Memory when they have gone.
+    left: u64,
 }
 
 /// Gives the table.
 pub(crate) fn run(kinds: &[Kind], filter: &str, quick: bool, dir: &Path) -> io::Result<String> {
     let app = App::start(dir, Upstream::ConnectionPerRequest)?;
     let many = if quick { 2000 } else { 6000 };
-    let cases =
-        [Case::Idle(1000), Case::Idle(many), Case::HalfHead(1000), Case::Reader, Case::Upload];
+    let cases = [
+        Case::Idle(1000),
+        Case::Idle(many),
+        Case::HalfHead(1000),
+        Case::HalfHead(many),
+        Case::Reader(1000),
+        Case::Reader(many),
+        Case::Upload(1000),
+        Case::Upload(many),
+    ];
     let mut columns = vec!["memory, KiB per client".to_string()];
     columns.extend(kinds.iter().map(|kind| kind.name().to_string()));
     let mut rows = Vec::new();
     for case in cases.iter().filter(|case| case.name().contains(filter)) {
         let mut costs = Vec::new();
         for kind in kinds {
-            let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", dir)?;
+            if !case.is_for(*kind) {
+                costs.push(None);
+                continue;
+            }
+            let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", SPOOL, dir)?;
             let cost = block_on(measure(*case, &proxy, &app)).map_err(|error| {
                 io::Error::other(format!("{}: {}: {error}", kind.name(), case.name()))
             })?;
@@ -62,18 +80,22 @@ pub(crate) fn run(kinds: &[Kind], filter: &str, quick: bool, dir: &Path) -> io::
                 std::thread::sleep(Duration::from_millis(10));
             }
             eprintln!("{}: {}: {cost:?}", case.name(), kind.name());
-            costs.push(cost);
+            costs.push(Some(cost));
         }
         let mut row = |name: String, cell: &dyn Fn(&Cost) -> String| {
-            rows.push([vec![name], costs.iter().map(cell).collect()].concat());
+            let cells = costs.iter().map(|cost| cost.as_ref().map_or("–".into(), cell));
+            rows.push([vec![name], cells.collect()].concat());
         };
         let kib = |bytes: u64| figure(bytes as f64 / 1024.0 / case.clients() as f64);
         row(case.name(), &|cost| kib(cost.memory));
-        if matches!(case, Case::Reader | Case::Upload) {
+        if matches!(case, Case::Reader(_) | Case::Upload(_)) {
             row("– in the kernel's queues to the client".into(), &|cost| kib(cost.queued));
             row("– on disk".into(), &|cost| kib(cost.disk));
-            row("– workers held, of 200".into(), &|cost| cost.workers.to_string());
+            row("– workers held".into(), &|cost| cost.workers.to_string());
         }
+        row("– MiB in all when they have left".into(), &|cost| {
+            figure(cost.left as f64 / MEGABYTE as f64)
+        });
     }
     Ok(markdown(&columns, &rows))
 }
@@ -83,15 +105,28 @@ impl Case {
         match self {
             Case::Idle(clients) => format!("{clients} idle kept-alive clients"),
             Case::HalfHead(clients) => format!("{clients} half-sent heads"),
-            Case::Reader => format!("{STALLED} stalled readers of 1 MiB"),
-            Case::Upload => format!("{STALLED} uploads stalled after 1 MiB of 2"),
+            Case::Reader(clients) => format!("{clients} stalled readers of 1 MiB"),
+            Case::Upload(clients) => format!("{clients} uploads stalled after 1 MiB of 2"),
         }
     }
 
     fn clients(self) -> usize {
         match self {
-            Case::Idle(clients) | Case::HalfHead(clients) => clients,
-            Case::Reader | Case::Upload => STALLED,
+            Case::Idle(clients)
+            | Case::HalfHead(clients)
+            | Case::Reader(clients)
+            | Case::Upload(clients) => clients,
+        }
+    }
+
+    /// Gigabytes in memory are not tried.
+    fn is_for(self, kind: Kind) -> bool {
+        match self {
+            Case::Reader(clients) | Case::Upload(clients) if clients > 1000 => {
+                matches!(kind, Kind::Bufproxy | Kind::Nginx)
+            }
+            Case::Upload(_) => !matches!(kind, Kind::Caddy),
+            _ => true,
         }
     }
 }
@@ -107,21 +142,26 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
             let head = load::get("/100");
             partial(proxy, clients, head[..head.len() / 2].to_vec()).await?
         }
-        Case::Reader => partial(proxy, STALLED, load::get("/1048576")).await?,
-        Case::Upload => partial(proxy, STALLED, load::post("/100", 2 * MEGABYTE, MEGABYTE)).await?,
+        Case::Reader(clients) => partial(proxy, clients, load::get("/1048576")).await?,
+        Case::Upload(clients) => {
+            partial(proxy, clients, load::post("/100", 2 * MEGABYTE, MEGABYTE)).await?
+        }
     };
     sleep(SETTLE).await;
-    let cost = Cost {
+    let mut cost = Cost {
         memory: proxy.process.allocated().saturating_sub(memory),
         queued: send_queues(proxy.address.port())?,
         disk: proxy.process.disk().saturating_sub(disk),
         workers: app.open(),
+        left: 0,
     };
     drop(clients);
+    sleep(SETTLE).await;
+    cost.left = proxy.process.allocated().saturating_sub(memory);
     Ok(cost)
 }
 
-async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
+pub(crate) async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
     let request = load::get("/100");
     let mut streams = Vec::with_capacity(clients);
     for _ in 0..clients {
@@ -133,22 +173,28 @@ async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStream>> {
 }
 
 /// Clients that send `bytes`, or as much of them as is taken, and nothing more; they read nothing.
-async fn partial(proxy: &Proxy, clients: usize, bytes: Vec<u8>) -> io::Result<Vec<TcpStream>> {
-    let mut streams = Vec::with_capacity(clients);
-    for _ in 0..clients {
-        let mut stream = load::connect_slow(proxy.address).await?;
-        let bytes = bytes.clone();
-        streams.push(spawn_local(async move {
-            // A proxy that takes no more is measured as it is then.
-            match timeout(Duration::from_secs(2), stream.write_all(&bytes)).await {
-                Ok(Err(error)) => Err(error),
-                Ok(Ok(())) | Err(_) => Ok(stream),
-            }
-        }));
-    }
+pub(crate) async fn partial(
+    proxy: &Proxy,
+    clients: usize,
+    bytes: Vec<u8>,
+) -> io::Result<Vec<TcpStream>> {
+    let bytes: Rc<[u8]> = bytes.into();
     let mut open = Vec::with_capacity(clients);
-    for stream in streams {
-        open.push(stream.await.map_err(io::Error::other)??);
+    while open.len() < clients {
+        let batch = (0..BATCH.min(clients - open.len())).map(|_| {
+            let (bytes, address) = (bytes.clone(), proxy.address);
+            spawn_local(async move {
+                let mut stream = load::connect_slow(address).await?;
+                // A proxy that takes no more is measured as it is then.
+                match timeout(Duration::from_secs(2), stream.write_all(&bytes)).await {
+                    Ok(Err(error)) => Err(error),
+                    Ok(Ok(())) | Err(_) => Ok(stream),
+                }
+            })
+        });
+        for stream in batch.collect::<Vec<_>>() {
+            open.push(stream.await.map_err(io::Error::other)??);
+        }
     }
     Ok(open)
 }

@@ -69,12 +69,13 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Starts `kind` in front of `socket`, with its files in a new directory below `dir`; returns
-    /// when it accepts connections. `concurrency` is bufproxy's option.
+    /// when it accepts connections. `concurrency` and `options` are bufproxy's.
     pub(crate) fn start(
         kind: Kind,
         socket: &Path,
         upstream: Upstream,
         concurrency: &str,
+        options: &[&str],
         dir: &Path,
     ) -> io::Result<Proxy> {
         let dir = tempfile::Builder::new().prefix("proxy").tempdir_in(dir)?.keep();
@@ -105,6 +106,7 @@ impl Proxy {
                 command.arg("--upstream").arg(format!("unix:{}", socket.display()));
                 command.arg("--concurrency").arg(concurrency);
                 command.arg("--access-log").arg(&log);
+                command.args(options);
                 if keep_alive {
                     command.args(["--upstream-keepalive", "5s"]);
                 }

@@ -160,7 +160,7 @@ impl Server {
         let mut proxy = None;
         if let Front::Proxy(kind) = front {
             let upstream = Upstream::ConnectionPerRequest;
-            let started = Proxy::start(kind, &socket, upstream, "4", &dir)?;
+            let started = Proxy::start(kind, &socket, upstream, "4", &[], &dir)?;
             address = started.address;
             proxy = Some(started);
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(super) struct Clock {
     second: u64,
-    /// `2026-10-07T12:34:56`
-    date_time: [u8; 19],
+    /// `2026-10-07T12:34:56.789Z`
+    rfc3339: [u8; 24],
     /// `07/Oct/2026:12:34:56 +0000`
     local: [u8; 26],
 }
@@ -16,7 +16,7 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) const fn new() -> Clock {
         // No second is u64::MAX: the first use fills the texts in.
-        Clock { second: u64::MAX, date_time: [0; 19], local: [0; 26] }
+        Clock { second: u64::MAX, rfc3339: [0; 24], local: [0; 26] }
     }
 
     /// `$time_local`.
@@ -25,22 +25,35 @@ impl Clock {
         &self.local
     }
 
-    /// `2026-10-07T12:34:56`, to which the caller adds the fraction and the zone.
+    /// `2026-10-07T12:34:56`, to which the caller adds the zone.
     pub(super) fn date_time(&mut self, time: SystemTime) -> &[u8] {
         self.set(time);
-        &self.date_time
+        &self.rfc3339[..19]
     }
 
-    fn set(&mut self, time: SystemTime) {
-        let second = since_epoch(time).as_secs();
-        if second == self.second {
-            return;
+    /// `2026-10-07T12:34:56.789Z`
+    pub(super) fn rfc3339(&mut self, time: SystemTime) -> &[u8; 24] {
+        let millis = self.set(time);
+        digits(&mut self.rfc3339[20..23], millis.into());
+        &self.rfc3339
+    }
+
+    /// Makes the texts those of the second of `time`; gives its milliseconds.
+    fn set(&mut self, time: SystemTime) -> u32 {
+        let since_epoch = since_epoch(time);
+        if since_epoch.as_secs() != self.second {
+            self.second = since_epoch.as_secs();
+            self.write();
         }
-        self.second = second;
+        since_epoch.subsec_millis()
+    }
+
+    fn write(&mut self) {
+        let second = self.second;
         let (year, month, day) = civil(second / 86_400);
         let (hour, minute, rest) = (second / 3600 % 24, second / 60 % 60, second % 60);
-        self.date_time = *b"0000-00-00T00:00:00";
-        digits(&mut self.date_time[0..4], year);
+        self.rfc3339 = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut self.rfc3339[0..4], year);
         self.local = *b"00/Jan/0000:00:00:00 +0000";
         const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
         let name = (month as usize - 1) * 3;
@@ -48,7 +61,7 @@ impl Clock {
         digits(&mut self.local[7..11], year);
         digits(&mut self.local[0..2], day);
         for (at, number) in [(5, month), (8, day), (11, hour), (14, minute), (17, rest)] {
-            digits(&mut self.date_time[at..at + 2], number);
+            digits(&mut self.rfc3339[at..at + 2], number);
         }
         for (at, number) in [(12, hour), (15, minute), (18, rest)] {
             digits(&mut self.local[at..at + 2], number);
@@ -114,6 +127,8 @@ mod tests {
         assert_eq!(clock.local(time), b"29/Feb/2024:12:34:56 +0000");
         let next = time + Duration::from_millis(300);
         assert_eq!(clock.local(next), b"29/Feb/2024:12:34:57 +0000");
+        assert_eq!(clock.rfc3339(time), b"2024-02-29T12:34:56.789Z");
+        assert_eq!(clock.rfc3339(next), b"2024-02-29T12:34:57.089Z");
         assert_eq!(clock.date_time(UNIX_EPOCH), b"1970-01-01T00:00:00");
     }
 }

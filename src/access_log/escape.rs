@@ -44,13 +44,31 @@ fn is_special(byte: u8) -> bool {
     !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\')
 }
 
-/// Length of the longest prefix that needs no escape.
+/// Length of the longest prefix that needs no escape: nearly always all.
 fn plain(value: &[u8]) -> usize {
-    // Nearly always all of it. Without an early exit the compiler makes it vector code.
-    if !value.iter().fold(false, |found, &b| found | is_special(b)) {
-        return value.len();
+    // Blocks of a fixed size, without an early exit, become vector code.
+    let mut found = [false; 16];
+    let mut look = |block: &[u8; 16]| {
+        for (found, &byte) in found.iter_mut().zip(block) {
+            *found |= is_special(byte);
+        }
+    };
+    if let Some(last) = value.last_chunk() {
+        value.as_chunks().0.iter().for_each(&mut look);
+        // It may overlap the one before.
+        look(last);
+    } else if let (Some(first), Some(last)) = (value.first_chunk::<8>(), value.last_chunk::<8>()) {
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(first);
+        both[8..].copy_from_slice(last);
+        look(&both);
+    } else {
+        found[0] = true;
     }
-    value.iter().position(|&b| is_special(b)).unwrap_or(value.len())
+    match found == [false; 16] {
+        true => value.len(),
+        false => value.iter().position(|&b| is_special(b)).unwrap_or(value.len()),
+    }
 }
 
 fn append_text(out: &mut Vec<u8>, value: &[u8]) {

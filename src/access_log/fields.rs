@@ -4,23 +4,72 @@
 //! that it has read when it refuses, and it reads in another order and by other rules than
 //! `http1`, which reads all or nothing: so a refused head is read here once more, for the log only.
 
-use crate::http1::{RequestHead, Span};
+use crate::http1::{FieldId, RequestHead, Span};
 
-/// The values of a field in the order received (`name` in lower case). `refused`: the exchange
-/// failed, and the head may not be valid.
-pub(super) fn values<'s>(
+/// Where the fields of one head are.
+pub(super) struct Fields<'s> {
     head: &'s RequestHead,
-    name: &'s str,
+    /// The exchange failed, and the head may not be valid: it is read once more.
     refused: bool,
-) -> impl Iterator<Item = &'s [u8]> {
-    let is_named = move |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
-    let parsed = if refused { &[] } else { head.fields.as_slice() };
-    let read = refused.then(|| Reader::new(&head.bytes)).into_iter().flatten();
-    parsed
-        .iter()
-        .filter(move |field| is_named(field.name.of(&head.bytes)))
-        .map(|field| spaced(head, field.value))
-        .chain(read.filter(move |(found, _)| is_named(found)).map(|(_, value)| value))
+    /// By `FieldId`, the first line of each; only where its bit is in `seen`.
+    first: [u32; IDS],
+    seen: u64,
+    /// Came in several lines.
+    repeated: u64,
+}
+
+/// More than there are.
+const IDS: usize = 64;
+const _: () = assert!((FieldId::XRequestStart as usize) < IDS);
+
+impl<'s> Fields<'s> {
+    pub(super) fn new(head: &'s RequestHead, refused: bool) -> Fields<'s> {
+        let mut fields = Fields { head, refused, first: [0; IDS], seen: 0, repeated: 0 };
+        if !refused {
+            for (index, field) in head.fields.iter().enumerate().rev() {
+                let bit = 1u64 << field.id as u8;
+                fields.repeated |= fields.seen & bit;
+                fields.seen |= bit;
+                fields.first[field.id as usize] = index as u32;
+            }
+        }
+        fields
+    }
+
+    /// The value of the first line of a field: its number, and its name in lower case.
+    pub(super) fn first(&self, id: FieldId, name: &str) -> Option<&'s [u8]> {
+        if self.refused || id == FieldId::Other {
+            return self.values(id, name).next();
+        }
+        let there = self.seen >> id as u8 & 1 == 1;
+        there.then(|| {
+            let field = self.head.fields[self.first[id as usize] as usize];
+            spaced(self.head, field.value)
+        })
+    }
+
+    /// It may have come in several lines: `first` is not all.
+    pub(super) fn may_repeat(&self, id: FieldId) -> bool {
+        self.refused || self.repeated >> id as u8 & 1 == 1
+    }
+
+    /// The values of all lines of a field, in the order received.
+    pub(super) fn values<'n>(
+        &self,
+        id: FieldId,
+        name: &'n str,
+    ) -> impl Iterator<Item = &'s [u8]> + use<'s, 'n> {
+        let head = self.head;
+        let is_named = move |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
+        let parsed = if self.refused { &[] } else { head.fields.as_slice() };
+        let parsed = parsed.iter().filter(move |field| {
+            field.id == id && (id != FieldId::Other || is_named(field.name.of(&head.bytes)))
+        });
+        let read = self.refused.then(|| Reader::new(&head.bytes)).into_iter().flatten();
+        parsed
+            .map(|field| spaced(head, field.value))
+            .chain(read.filter(move |(found, _)| is_named(found)).map(|(_, value)| value))
+    }
 }
 
 /// The request line. Of a refused head it is what comes before the first CR or LF that is not at
@@ -37,6 +86,10 @@ pub(super) fn request_line(head: &RequestHead) -> &[u8] {
 fn spaced(head: &RequestHead, value: Span) -> &[u8] {
     let bytes = &head.bytes;
     let (mut start, mut end) = (value.start as usize, value.end as usize);
+    // As nearly everybody writes it.
+    if bytes[..start].ends_with(b": ") && bytes[end..].starts_with(b"\r") {
+        return &bytes[start..end];
+    }
     while start > 0 && matches!(bytes[start - 1], b' ' | b'\t') {
         start -= 1;
     }

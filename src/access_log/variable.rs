@@ -1,16 +1,15 @@
 //! The variables of the log templates: their names and, for a record, their values. Called by
 //! `template` only. docs/log.md has the same table for people.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::Record;
-use super::clock::{Clock, digits, since_epoch};
-use super::fields::{self, request_line};
+use super::clock::{Clock, since_epoch};
+use super::fields::{Fields, request_line};
 use crate::config::{LogQuery, Peer};
 use crate::error::Reason;
-use crate::http1::Version;
+use crate::http1::{FieldId, Version};
 
 /// What a `$name` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +42,8 @@ pub(super) enum Variable {
     Referer,
     RemoteUser,
     Request,
-    /// `$http_NAME`: the field's name.
-    RequestField(Box<str>),
+    /// `$http_NAME`: the field's number and name.
+    RequestField(FieldId, Box<str>),
     RequestId,
     RequestLength,
     RequestUri,
@@ -157,13 +156,17 @@ pub(super) fn lookup(name: &str) -> Option<Variable> {
         return Some(variable.clone());
     }
     let field = |name: &str| name.replace('_', "-").into_boxed_str();
+    let of_request = |name: &str| {
+        let name = field(name);
+        Variable::RequestField(FieldId::of(name.as_bytes()), name)
+    };
     if matches!(name, "content_length" | "content_type") {
-        return Some(Variable::RequestField(field(name)));
+        return Some(of_request(name));
     }
     let (prefix, rest) = name.split_once("http_")?;
     match prefix {
         _ if rest.is_empty() => None,
-        "" => Some(Variable::RequestField(field(rest))),
+        "" => Some(of_request(rest)),
         "sent_" | "upstream_" => Some(Variable::ResponseField(field(rest))),
         _ => None,
     }
@@ -201,6 +204,8 @@ pub(super) enum Value<'a> {
     Text(&'a [u8]),
     /// Text of ours that stands as it is.
     Plain(&'a [u8]),
+    Address(IpAddr),
+    Time(&'a [u8; 24]),
     Number(u64),
     Flag(bool),
     Millis(u64),
@@ -215,6 +220,7 @@ impl<'a> From<Option<&'a [u8]>> for Value<'a> {
 /// What the values of one line are taken from.
 pub(super) struct Source<'a> {
     record: &'a Record,
+    fields: Fields<'a>,
     phases: Phases,
     query: LogQuery,
     upstream: &'a [Box<[u8]>],
@@ -227,14 +233,16 @@ impl<'a> Source<'a> {
         query: LogQuery,
         upstream: &'a [Box<[u8]>],
     ) -> Source<'a> {
-        Source { record, phases: Phases::of(record), query, upstream }
+        let fields = Fields::new(&record.head, record.end != Reason::Ok);
+        Source { record, fields, phases: Phases::of(record), query, upstream }
     }
 
     /// The value of `variable`; `scratch` (empty) holds it where the record has no such bytes.
+    #[inline(always)]
     pub(super) fn value<'s>(
         &'s self,
         variable: &'s Variable,
-        clock: &mut Clock,
+        clock: &'s mut Clock,
         scratch: &'s mut Vec<u8>,
     ) -> Value<'s> {
         let record = self.record;
@@ -254,8 +262,8 @@ impl<'a> Source<'a> {
             Variable::BodyBytesSent => Value::Number(record.body_bytes_sent),
             Variable::BytesSent => Value::Number(record.bytes_sent),
             Variable::Client => match record.client {
-                Some(ip) => address(ip, scratch),
-                None => peer(record.peer, scratch),
+                Some(ip) => Value::Address(ip),
+                None => peer(record.peer),
             },
             Variable::Completion if record.end == Reason::Ok => Value::Plain(b"OK"),
             Variable::Completion => Value::Missing,
@@ -270,7 +278,7 @@ impl<'a> Source<'a> {
                 _ => Value::Missing,
             },
             Variable::LocalAddr => match record.local {
-                Some(local) => address(local.ip(), scratch),
+                Some(local) => Value::Address(local.ip()),
                 None => Value::Plain(b"unix:"),
             },
             Variable::LocalPort => match record.local {
@@ -281,7 +289,7 @@ impl<'a> Source<'a> {
             Variable::Method => non_empty(head.method.of(&head.bytes)),
             Variable::Msec => Value::Millis(since_epoch(self.written()).as_millis() as u64),
             Variable::Paced => Value::Flag(record.paced),
-            Variable::Peer => peer(record.peer, scratch),
+            Variable::Peer => peer(record.peer),
             Variable::PeerPort => match record.peer {
                 Peer::Ip(addr) => Value::Number(addr.port().into()),
                 Peer::Unix => Value::Missing,
@@ -298,12 +306,13 @@ impl<'a> Source<'a> {
                 Version::Http10 => b"http1.0",
                 Version::Http11 => b"http1.1",
             }),
-            Variable::Referer => match self.first("referer") {
+            Variable::Referer => match self.fields.first(FieldId::Referer, "referer") {
                 Some(url) => Value::Text(self.without_query(url, url.len(), scratch)),
                 None => Value::Missing,
             },
             Variable::RemoteUser => self
-                .first("authorization")
+                .fields
+                .first(FieldId::Authorization, "authorization")
                 .and_then(|credentials| basic_user(credentials, scratch))
                 .into(),
             Variable::Request => {
@@ -314,7 +323,7 @@ impl<'a> Source<'a> {
                 let end = end.unwrap_or(line.len());
                 non_empty(self.without_query(line, end, scratch))
             }
-            Variable::RequestField(name) => self.joined(name, scratch).into(),
+            Variable::RequestField(id, name) => self.joined(*id, name, scratch).into(),
             Variable::RequestId => non_empty(&record.request_id),
             Variable::RequestLength => Value::Number(record.request_length),
             Variable::RequestUri => {
@@ -327,22 +336,13 @@ impl<'a> Source<'a> {
             Variable::Status => Value::Number(record.status.into()),
             Variable::Stream => Value::Flag(record.stream),
             Variable::Tunnel => Value::Flag(record.tunnel),
-            Variable::Time => {
-                scratch.extend_from_slice(clock.date_time(self.written()));
-                scratch.extend_from_slice(b".000Z");
-                let millis = since_epoch(self.written()).subsec_millis();
-                digits(&mut scratch[20..23], millis.into());
-                Value::Plain(scratch)
-            }
+            Variable::Time => Value::Time(clock.rfc3339(self.written())),
             Variable::TimeIso8601 => {
                 scratch.extend_from_slice(clock.date_time(self.written()));
                 scratch.extend_from_slice(b"+00:00");
                 Value::Plain(scratch)
             }
-            Variable::TimeLocal => {
-                scratch.extend_from_slice(clock.local(self.written()));
-                Value::Plain(scratch)
-            }
+            Variable::TimeLocal => Value::Plain(clock.local(self.written())),
             Variable::UpstreamAddr => {
                 let name = record.upstream_addr.and_then(|i| self.upstream.get(usize::from(i)));
                 name.map(|name| &**name).into()
@@ -354,7 +354,7 @@ impl<'a> Source<'a> {
             Variable::UpstreamStatus if record.upstream_status == 0 => Value::Missing,
             Variable::UpstreamStatus => Value::Number(record.upstream_status.into()),
             Variable::Uri => non_empty(split_query(self.uri()).0),
-            Variable::UserAgent => self.first("user-agent").into(),
+            Variable::UserAgent => self.fields.first(FieldId::UserAgent, "user-agent").into(),
         }
     }
 
@@ -374,27 +374,20 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Value of the first line of a request field that is no list (`name` in lower case).
-    fn first<'s>(&'s self, name: &'s str) -> Option<&'s [u8]> {
-        self.fields(name).next()
-    }
-
     /// Value of a request field; several lines are joined (RFC 9110, 5.3, and RFC 9113, 8.2.3).
-    fn joined<'s>(&'s self, name: &'s str, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
-        let mut values = self.fields(name);
-        let first = values.next()?;
-        let Some(second) = values.next() else { return Some(first) };
-        scratch.extend_from_slice(first);
-        let separator = if name == "cookie" { b"; " } else { b", " };
-        for value in std::iter::once(second).chain(values) {
-            scratch.extend_from_slice(separator);
+    fn joined<'s>(&'s self, id: FieldId, name: &str, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
+        let first = self.fields.first(id, name)?;
+        if !self.fields.may_repeat(id) {
+            return Some(first);
+        }
+        let separator = if id == FieldId::Cookie { b"; " } else { b", " };
+        for (i, value) in self.fields.values(id, name).enumerate() {
+            if i > 0 {
+                scratch.extend_from_slice(separator);
+            }
             scratch.extend_from_slice(value);
         }
         Some(scratch)
-    }
-
-    fn fields<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
-        fields::values(&self.record.head, name, self.record.end != Reason::Ok)
     }
 
     /// The authority's host in lower case, without its port.
@@ -402,7 +395,7 @@ impl<'a> Source<'a> {
         let head = &self.record.head;
         let authority = match head.authority {
             Some(span) => span.of(&head.bytes),
-            None => self.first("host")?,
+            None => self.fields.first(FieldId::Host, "host")?,
         };
         let end = match authority {
             [b'[', ..] => authority.iter().position(|&b| b == b']').map(|i| i + 1),
@@ -449,24 +442,26 @@ struct Phases {
 
 impl Phases {
     fn of(record: &Record) -> Phases {
-        let mut at = Duration::ZERO;
+        let (mut at, mut shown) = (0, 0);
         let mut next = |phase: Duration| {
-            let from = millis(at);
-            at += phase;
-            millis(at) - from
+            let from = shown;
+            at += nanos(phase);
+            shown = millis(at);
+            shown - from
         };
         let receive = next(record.receive);
         let queue = next(record.queue);
         let connect = next(record.connect);
         let app = next(record.upstream);
         let send = next(record.send);
-        let connected = record.receive + record.queue + record.connect;
+        let connected = nanos(record.receive) + nanos(record.queue) + nanos(record.connect);
+        let first_byte = |after| millis(connected + nanos(after)) - millis(connected);
         Phases {
-            service: millis(record.service),
+            service: millis(nanos(record.service)),
             receive,
             queue,
             connect,
-            first_byte: record.first_byte.map(|t| millis(connected + t) - millis(connected)),
+            first_byte: record.first_byte.map(first_byte),
             app,
             send,
             upstream_reached: record.upstream_addr.is_some()
@@ -509,9 +504,14 @@ impl Phases {
     }
 }
 
+/// 64 bits are 584 years, and quick to divide.
+fn nanos(time: Duration) -> u64 {
+    time.as_nanos() as u64
+}
+
 /// Whole milliseconds, rounded.
-fn millis(time: Duration) -> u64 {
-    ((time.as_micros() + 500) / 1000) as u64
+fn millis(nanos: u64) -> u64 {
+    (nanos + 500_000) / 1_000_000
 }
 
 fn non_empty(text: &[u8]) -> Value<'_> {
@@ -542,26 +542,11 @@ fn redacted<'s>(query: &[u8], scratch: &'s mut Vec<u8>) -> &'s [u8] {
     scratch
 }
 
-fn peer(peer: Peer, scratch: &mut Vec<u8>) -> Value<'_> {
+fn peer(peer: Peer) -> Value<'static> {
     match peer {
-        Peer::Ip(addr) => address(addr.ip(), scratch),
+        Peer::Ip(addr) => Value::Address(addr.ip()),
         Peer::Unix => Value::Plain(b"unix:"),
     }
-}
-
-fn address(ip: IpAddr, scratch: &mut Vec<u8>) -> Value<'_> {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mut digits = itoa::Buffer::new();
-            for octet in ip.octets() {
-                scratch.extend_from_slice(digits.format(octet).as_bytes());
-                scratch.push(b'.');
-            }
-            scratch.pop();
-        }
-        IpAddr::V6(ip) => write!(scratch, "{ip}").expect("a Vec takes every write"),
-    }
-    Value::Plain(scratch)
 }
 
 /// ` retry=1`, ` paced=1`, ` stream=1`, ` tunnel=1` with the bytes of the other way: each only where
@@ -720,7 +705,10 @@ mod tests {
         for (name, variable) in NAMES {
             assert_eq!(lookup(name).as_ref(), Some(variable));
         }
-        assert_eq!(lookup("http_x_b3_id"), Some(Variable::RequestField("x-b3-id".into())));
+        assert_eq!(
+            lookup("http_x_b3_id"),
+            Some(Variable::RequestField(FieldId::Other, "x-b3-id".into()))
+        );
         assert_eq!(lookup("sent_http_etag"), Some(Variable::ResponseField("etag".into())));
         assert_eq!(lookup("http_"), None);
         assert_eq!(nearest("remote_adr"), Some("remote_addr"));

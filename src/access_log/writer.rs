@@ -30,12 +30,24 @@ const FILE_MAX_LINE: usize = 9_899;
 /// Buffer that an idle log keeps.
 const KEEP: usize = 64 * 1024;
 
-/// A log: cheap to clone, used from any thread.
+/// A log: cheap to clone, used from any thread. With the last clone its thread ends, when it has
+/// written what is waiting.
 #[derive(Clone, Debug)]
 pub struct LogWriter {
     /// None: the log is off.
-    shared: Option<Arc<Shared>>,
+    handle: Option<Arc<Handle>>,
     max_line: usize,
+}
+
+/// What the thread does not have: its end is the thread's.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.wake.notify_one();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +83,7 @@ impl LogWriter {
     /// `backlog`: bytes that may wait for a slow reader (option `log-backlog`).
     pub fn open(destination: &LogDestination, backlog: usize) -> io::Result<LogWriter> {
         match destination {
-            LogDestination::Off => Ok(LogWriter { shared: None, max_line: FILE_MAX_LINE }),
+            LogDestination::Off => Ok(LogWriter { handle: None, max_line: FILE_MAX_LINE }),
             LogDestination::Stdout => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned()?;
                 LogWriter::start("access log", File::from(stdout), None, backlog)
@@ -110,12 +122,12 @@ impl LogWriter {
         };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
         let max_line = if pipe { PIPE_MAX_LINE } else { FILE_MAX_LINE };
-        Ok(LogWriter { shared: Some(shared), max_line })
+        Ok(LogWriter { handle: Some(Arc::new(Handle(shared))), max_line })
     }
 
     /// Nothing is written: lines need not be made.
     pub fn is_off(&self) -> bool {
-        self.shared.is_none()
+        self.handle.is_none()
     }
 
     /// Longest line that this destination takes whole, without its line end: 4,095 bytes on a pipe,
@@ -127,7 +139,7 @@ impl LogWriter {
     /// Adds a line (without its line end). Never waits; beyond the backlog the line is dropped and
     /// counted.
     pub fn push(&self, line: &[u8]) {
-        let Some(shared) = &self.shared else { return };
+        let Some(Handle(shared)) = self.handle.as_deref() else { return };
         let mut state = shared.lock();
         let waiting = state.lines.len() + state.writing;
         if state.closed || waiting + line.len() + 1 > shared.backlog {
@@ -146,7 +158,7 @@ impl LogWriter {
     /// Opens the file again by its path (USR1, after a rotation). Lines pushed before this call go
     /// to the old file, lines after it to the new one. If it cannot be opened, the old one stays.
     pub fn reopen(&self) {
-        let Some(shared) = &self.shared else { return };
+        let Some(Handle(shared)) = self.handle.as_deref() else { return };
         let mut state = shared.lock();
         state.reopen = Some(state.lines.len());
         drop(state);
@@ -155,7 +167,7 @@ impl LogWriter {
 
     /// Writes what is waiting, at most for `limit`. False: something is left.
     pub fn flush(&self, limit: Duration) -> bool {
-        let Some(shared) = &self.shared else { return true };
+        let Some(Handle(shared)) = self.handle.as_deref() else { return true };
         let mut state = shared.lock();
         state.hurry = true;
         shared.wake.notify_one();
@@ -169,7 +181,7 @@ impl LogWriter {
     /// Takes no more lines, writes what is waiting, at most for `limit` (a stuck reader must not
     /// hang the exit), and ends the thread. False: something was left.
     pub fn close(&self, limit: Duration) -> bool {
-        if let Some(shared) = &self.shared {
+        if let Some(Handle(shared)) = self.handle.as_deref() {
             shared.lock().closed = true;
         }
         self.flush(limit)
@@ -198,12 +210,10 @@ impl Thread {
         let shared = self.shared.clone();
         let mut batch = Vec::new();
         loop {
+            batch.clear();
+            batch.shrink_to(KEEP);
             let mut state = shared.lock();
             state.writing = 0;
-            if batch.capacity() > KEEP {
-                batch = Vec::with_capacity(KEEP);
-            }
-            batch.clear();
             while state.lines.is_empty() && state.reopen.is_none() {
                 if std::mem::take(&mut state.hurry) {
                     shared.written.notify_all();

@@ -28,6 +28,10 @@ pub(super) fn text(resolved: &Resolved) -> String {
     for [name, value, source] in &lines {
         text += &format!("{name:name_width$}  {value:value_width$}  {source}\n");
     }
+    let limits = config.cgroup.show();
+    if !limits.is_empty() {
+        text += &format!("{:name_width$}  {limits:value_width$}  limits\n", "cgroup");
+    }
     for warning in &config.warnings {
         text += &format!("warning: {warning}\n");
     }
@@ -38,6 +42,7 @@ pub(super) fn text(resolved: &Resolved) -> String {
 pub(super) fn concurrency(config: &Config) -> String {
     let number = match config.concurrency {
         Concurrency::Slots(slots) => slots.to_string(),
+        Concurrency::Off if config.workers.is_some() => "auto".to_owned(),
         Concurrency::Off => "off".to_owned(),
     };
     match config.concurrency_reason.as_str() {

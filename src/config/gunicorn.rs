@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::Workers;
 use super::platform::ReadFile;
 
 /// What was found in the wrapped command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Gunicorn {
-    /// Requests that it serves at once. None: unknown, or async.
-    pub(super) slots: Option<usize>,
+    /// Of its workers, for `concurrency auto`. None: unknown, or async.
+    pub(super) workers: Option<Workers>,
     /// Why, for the boot line: `gunicorn sync, 4 workers`.
     pub(super) reason: String,
     /// The Unix socket that it binds, if it names one by its full path.
@@ -120,7 +121,7 @@ pub(super) fn inspect(
 }
 
 fn unknown(reason: impl Into<String>) -> Gunicorn {
-    Gunicorn { slots: None, reason: reason.into(), socket: None, settings: None }
+    Gunicorn { workers: None, reason: reason.into(), socket: None, settings: None }
 }
 
 /// One setting: the first source that has it wins.
@@ -267,11 +268,11 @@ impl Settings {
     fn conclude(self, env: &BTreeMap<String, String>) -> Gunicorn {
         let bound = self.bind.as_ref().and_then(|bind| bind.literal.as_deref());
         let socket = bound.and_then(|bound| bound.split(',').find_map(unix_socket));
-        let (slots, reason) = match self.slots(env) {
-            Ok((slots, reason)) => (Some(slots), reason),
+        let (workers, reason) = match self.serving(env) {
+            Ok((workers, reason)) => (Some(workers), reason),
             Err(reason) => (None, reason),
         };
-        Gunicorn { slots, reason, socket, settings: Some(self) }
+        Gunicorn { workers, reason, socket, settings: Some(self) }
     }
 
     /// The class of its workers by its short name, where it has one.
@@ -300,24 +301,32 @@ impl Settings {
         })
     }
 
-    fn slots(&self, env: &BTreeMap<String, String>) -> Result<(usize, String), String> {
+    /// Its workers, if each of them serves one request a thread.
+    fn serving(&self, env: &BTreeMap<String, String>) -> Result<(Workers, String), String> {
         let threaded = match self.class()? {
             "sync" => false,
             "gthread" => true,
             class => return Err(format!("gunicorn {class}, not a class of one request a thread")),
         };
         let threads = number(&self.threads, "threads")?.unwrap_or(1);
-        let (workers, from) = self.workers(env)?;
         let many = |count: usize, what: &str| {
             format!("{count} {what}{}", if count == 1 { "" } else { "s" })
         };
+        let (number, workers) = match &self.workers {
+            // What only Python knows is seen when they run.
+            Some(Setting { literal: None, .. }) => (None, "its workers counted".to_owned()),
+            _ => {
+                let (number, from) = self.workers(env)?;
+                (Some(number), format!("{}{from}", many(number, "worker")))
+            }
+        };
         // gunicorn itself makes gthread of sync when there are several threads.
-        Ok(if threaded || threads > 1 {
-            let (workers_text, threads_text) = (many(workers, "worker"), many(threads, "thread"));
-            (workers * threads, format!("gunicorn gthread, {workers_text}{from} x {threads_text}"))
+        let reason = if threaded || threads > 1 {
+            format!("gunicorn gthread, {workers} x {}", many(threads, "thread"))
         } else {
-            (workers, format!("gunicorn sync, {}{from}", many(workers, "worker")))
-        })
+            format!("gunicorn sync, {workers}")
+        };
+        Ok((Workers { number, threads }, reason))
     }
 }
 
@@ -491,19 +500,32 @@ fn everything_is_in(file: &str) -> Settings {
     settings
 }
 
-/// Literal assignments of a gunicorn configuration file. An assignment that is indented, computed or
-/// imported is an expression.
+/// Literal assignments of a gunicorn configuration file. An assignment that is indented, computed,
+/// imported or behind a colon is an expression.
 fn assignments(text: &str, file: &str, env: &BTreeMap<String, String>) -> Settings {
     let mut found = Settings { file: Some(file.to_owned()), ..Settings::default() };
     found.ignores_term = Some(false);
+    let mut open_text = None;
     for line in text.lines() {
+        if ends_inside_text(line, &mut open_text) {
+            continue;
+        }
         let statement = line.trim_start();
         if !statement.starts_with('#') && ["SIGTERM", "SIG_IGN"].iter().all(|s| line.contains(s)) {
             found.ignores_term = Some(true);
         }
-        if statement.starts_with("from ") && statement.trim_end().ends_with('*') {
+        let import = ["from ", "import "].iter().any(|keyword| statement.starts_with(keyword));
+        let anything = statement.contains("globals()") || statement.starts_with("exec(");
+        if import && statement.trim_end().ends_with('*') || anything {
             found = everything_is_in(file);
             continue;
+        }
+        for name in NAMES.iter().filter(|name| import || sets_on_the_way(statement, name)) {
+            let mut words = statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            if let (true, Some(slot)) = (words.any(|word| word == *name), found.slot(name)) {
+                let place = Place::File(file.to_owned());
+                *slot = Some(Setting { literal: None, text: String::new(), place });
+            }
         }
         let end = statement
             .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -521,8 +543,9 @@ fn assignments(text: &str, file: &str, env: &BTreeMap<String, String>) -> Settin
         };
         let value = match rest.strip_prefix('=') {
             Some(value) if !value.starts_with('=') => value.trim(),
-            // `workers += 1`, `workers, threads = 2, 4`; anything else does not assign.
-            _ if rest.contains('=') && !rest.starts_with("==") => "",
+            // `workers += 1`, `workers, threads = 2, 4`, and a line of an import in brackets; anything
+            // else does not assign.
+            _ if rest.contains('=') && !rest.starts_with("==") || rest.starts_with(',') => "",
             _ => continue,
         };
         let unconditional = statement.len() == line.len();
@@ -533,6 +556,33 @@ fn assignments(text: &str, file: &str, env: &BTreeMap<String, String>) -> Settin
         });
     }
     found
+}
+
+/// `if X: workers = 4`, `a = 1; workers = 4`.
+fn sets_on_the_way(statement: &str, name: &str) -> bool {
+    statement.split([':', ';']).skip(1).any(|part| {
+        let rest = part.trim_start().strip_prefix(name).map(str::trim_start);
+        rest.is_some_and(|rest| rest.starts_with('=') && !rest.starts_with("=="))
+    })
+}
+
+/// Whether this line begins or ends inside a text of several lines, which begins with `open`.
+fn ends_inside_text(line: &str, open: &mut Option<&'static str>) -> bool {
+    let began = open.is_some();
+    let mut rest = line;
+    loop {
+        let next = match *open {
+            Some(quotes) => rest.find(quotes).map(|at| (at, None)),
+            None => ["\"\"\"", "'''"]
+                .iter()
+                .filter_map(|quotes| Some((rest.find(quotes)?, Some(*quotes))))
+                .min_by_key(|(at, _)| *at)
+                .filter(|(at, _)| !rest[..*at].contains('#')),
+        };
+        let Some((at, now)) = next else { return began || open.is_some() };
+        *open = now;
+        rest = &rest[at + 3..];
+    }
 }
 
 /// A variable of the environment: `os.environ["N"]`, `os.environ.get("N", 4)`, `os.getenv("N", "4")`,
@@ -590,7 +640,11 @@ mod tests {
 
     fn slots(line: &str) -> usize {
         let words: Vec<&str> = line.split(' ').collect();
-        look(&words, &[], &[]).slots.unwrap_or(0)
+        slots_of(&look(&words, &[], &[])).unwrap_or(0)
+    }
+
+    fn slots_of(gunicorn: &Gunicorn) -> Option<usize> {
+        gunicorn.workers.and_then(Workers::slots)
     }
 
     #[test]
@@ -652,8 +706,7 @@ mod tests {
 
     #[test]
     fn shell_commands_are_read() {
-        let shell =
-            |text: &str| look(&["sh", "-c", text], &[("WEB_WORKERS", "5")], &[]).slots.unwrap_or(0);
+        let shell = |text: &str| slots_of(&look(&["sh", "-c", text], &[("WEB_WORKERS", "5")], &[]));
         for (text, expected) in [
             ("gunicorn -w 4 app", 4),
             ("exec gunicorn -w 4 app", 4),
@@ -671,10 +724,10 @@ mod tests {
             ("honcho start", 0),
             ("echo gunicorn", 0),
         ] {
-            assert_eq!(shell(text), expected, "{text}");
+            assert_eq!(shell(text).unwrap_or(0), expected, "{text}");
         }
-        assert_eq!(look(&["bash", "-lc", "gunicorn -w 4"], &[], &[]).slots, Some(4));
-        assert_eq!(look(&["bash", "run.sh"], &[], &[]).slots, None);
+        assert_eq!(slots_of(&look(&["bash", "-lc", "gunicorn -w 4"], &[], &[])), Some(4));
+        assert_eq!(look(&["bash", "run.sh"], &[], &[]).workers, None);
     }
 
     #[test]
@@ -685,7 +738,7 @@ mod tests {
         let arguments = ("GUNICORN_CMD_ARGS", "--access-logfile - --workers=3");
         let file = [("./gunicorn.conf.py", "workers = 4\n")];
         let slots = |command: &[&str], env: &[(&str, &str)], files: &[(&str, &str)]| {
-            look(command, env, files).slots
+            slots_of(&look(command, env, files))
         };
         assert_eq!(slots(&with_flag, &[web, arguments], &file), Some(2));
         assert_eq!(slots(&command, &[web, arguments], &file), Some(3));
@@ -702,7 +755,7 @@ mod tests {
     fn configuration_files_are_read_as_far_as_they_are_literal() {
         let conf = |text: &str, command: &[&str]| {
             let found = look(command, &[("THREE", "3")], &[("conf/g.py", text)]);
-            (found.slots.unwrap_or(0), found.reason)
+            (slots_of(&found).unwrap_or(0), found.reason)
         };
         let plain = ["gunicorn", "-c", "conf/g.py", "app"];
         for (text, expected) in [
@@ -723,6 +776,19 @@ mod tests {
             ("worker_class = CLASS\nworkers = 4", 0),
             ("from base import *\nthreads = 2", 0),
             ("from base import x\nthreads = 2", 2),
+            ("from base import workers", 0),
+            ("from base import (\n    threads,\n    worker_class,\n)", 0),
+            ("import threads", 0),
+            ("if big: workers = 4", 0),
+            ("a = 1; workers = 4", 0),
+            ("globals()['workers'] = 4", 0),
+            ("exec(open('base.py').read())", 0),
+            ("def pre_exec(server):\n    pass\nworkers = 4", 4),
+            ("if workers == 4: print(workers)", 1),
+            // In a text.
+            ("\"\"\"Settings.\nworkers = 4\n\"\"\"", 1),
+            ("a = '''one line'''\nworkers = 4", 4),
+            ("# \"\"\" in a comment\nworkers = 4", 4),
             // Variables of the environment.
             ("workers = int(os.environ.get('THREE', 4))", 3),
             ("workers = os.environ.get(\"THREE\", 1)", 3),
@@ -738,9 +804,22 @@ mod tests {
             assert_eq!(conf(text, &plain).0, expected, "{text}");
         }
         assert_eq!(
-            conf("workers = f()", &plain).1,
-            "workers in conf/g.py is not a literal: --concurrency N sets it"
+            conf("threads = f()", &plain).1,
+            "threads in conf/g.py is not a literal: --concurrency N sets it"
         );
+        // The workers can be counted when they run.
+        let computed = |text: &str| {
+            let found = look(&plain, &[], &[("conf/g.py", text)]);
+            (found.workers.map(|workers| (workers.number, workers.threads)), found.reason)
+        };
+        for (text, threads, reason) in [
+            ("workers = f()", 1, "gunicorn sync, its workers counted"),
+            ("if big:\n    workers = 4", 1, "gunicorn sync, its workers counted"),
+            ("workers = f()\nthreads = 2", 2, "gunicorn gthread, its workers counted x 2 threads"),
+        ] {
+            assert_eq!(computed(text), (Some((None, threads)), reason.to_owned()), "{text}");
+        }
+        assert_eq!(computed("workers = f()\nworker_class = C").0, None);
         // What the command line says, the file need not.
         assert_eq!(conf("workers = f()", &["gunicorn", "-w", "2", "--config=conf/g.py"]).0, 2);
         assert_eq!(conf("workers = 3", &["gunicorn", "-cfile:conf/g.py", "app"]).0, 3);

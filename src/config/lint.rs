@@ -167,7 +167,7 @@ fn reuse_port(scene: &Scene<'_>, gunicorn: &Settings) -> Option<String> {
 fn memory(scene: &Scene<'_>, gunicorn: &Settings) -> Option<String> {
     /// Of a small Django app.
     const TYPICAL: u64 = 100 << 20;
-    let limit = scene.config.memory_limit?;
+    let limit = scene.config.cgroup.memory?;
     if gunicorn.preload_app.as_ref().is_some_and(|preload| preload.text != "False") {
         // How much they share nobody knows.
         return None;
@@ -323,7 +323,7 @@ fn tmpfs_spool(scene: &Scene<'_>) -> Option<String> {
     let config = scene.config;
     // Cloud Run's whole file system is memory.
     let in_memory = config.spool_in_memory || scene.platform == Some(Platform::CloudRun);
-    let limit = config.memory_limit.filter(|_| in_memory)?;
+    let limit = config.cgroup.memory.filter(|_| in_memory)?;
     (config.spool_max > limit / 4).then(|| {
         format!(
             "spool-dir {} is in memory, and spool-max {} of it may be used, of {} in all: write a \

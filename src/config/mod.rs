@@ -3,10 +3,11 @@
 //!
 //! `main` calls `parse_args` once. The options are a table in `settings`; `command_line`, the
 //! environment and the file give texts, `resolve` picks the winner of each and parses it (`value`);
-//! `platform`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
+//! `platform`, `cgroup`, `gunicorn` and `trust_presets` know the surroundings; `lint` looks for what is right alone
 //! and wrong together with the app; `check` shows the result.
 
 mod app_server;
+pub mod cgroup;
 mod check;
 mod command_line;
 mod gunicorn;
@@ -57,7 +58,7 @@ impl Sources<'_> {
             env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
-            nofile: platform::nofile().1,
+            nofile: platform::nofile(),
             private_socket: platform::private_socket(),
         }
     }
@@ -200,6 +201,22 @@ pub enum Concurrency {
     Off,
 }
 
+/// The workers of a wrapped server that serves one request a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workers {
+    /// As configured. None: only the app knows.
+    pub number: Option<usize>,
+    /// Of each of them.
+    pub threads: usize,
+}
+
+impl Workers {
+    /// Requests that they serve at once.
+    fn slots(self) -> Option<usize> {
+        Some(self.number? * self.threads)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueOrder {
     /// The one that has waited longest; in overload the newest.
@@ -269,6 +286,8 @@ pub struct Config {
     pub concurrency: Concurrency,
     /// Why `concurrency` is what it is, for the boot line: `gunicorn sync, 4 workers`.
     pub concurrency_reason: String,
+    /// `concurrency` is auto and goes by how many of these are alive.
+    pub workers: Option<Workers>,
     /// 0: nothing waits.
     pub queue: usize,
     pub queue_timeout: Duration,
@@ -356,8 +375,8 @@ pub struct Config {
     pub config_file: Option<PathBuf>,
     /// `DYNO` is set.
     pub heroku: bool,
-    /// Memory limit of the cgroup, if there is one, for the boot line.
-    pub memory_limit: Option<u64>,
+    /// What it may use, for the boot line.
+    pub cgroup: cgroup::Limits,
     /// What is odd but no error, one line each, to be said at start.
     pub warnings: Vec<String>,
 }
@@ -380,9 +399,11 @@ impl Config {
             presets => format!(", trust {}", presets.join(" and ")),
         };
         line += &format!(", memory {}", value::show_size(self.memory));
-        if let Some(limit) = self.memory_limit {
-            // Whole megabytes: the limits that platforms set are not always round.
-            line += &format!(" of {}", value::show_size(limit.max(1 << 20) & !0xfffff));
+        if let Some(limit) = self.cgroup.memory {
+            line += &format!(" of {}", cgroup::show_memory(limit));
+        }
+        if let Some(limit) = self.cgroup.cpu {
+            line += &format!(", cpu {}", cgroup::show_cpu(limit));
         }
         let medium = if self.spool_in_memory { "memory" } else { "disk" };
         line += &match self.spool_max {
@@ -435,6 +456,7 @@ impl Config {
             threads: 0,
             concurrency: Concurrency::Off,
             concurrency_reason: String::new(),
+            workers: None,
             queue: 0,
             queue_timeout: Duration::ZERO,
             queue_order: QueueOrder::Fifo,
@@ -498,7 +520,7 @@ impl Config {
             command: Vec::new(),
             config_file: None,
             heroku: false,
-            memory_limit: None,
+            cgroup: cgroup::Limits::default(),
             warnings: Vec::new(),
         }
     }

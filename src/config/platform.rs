@@ -1,6 +1,5 @@
-//! What the surroundings say: the platform (from its environment variables), the cgroup's memory
-//! limit, the descriptor limit. `settings` makes defaults of it. Pure functions of what is passed in,
-//! so that tests use fakes; only `nofile` and `raise_nofile` ask the kernel.
+//! What the surroundings say: the platform (from its environment variables), the descriptor limit, the
+//! places for files. `settings` makes defaults of it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::Access;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 /// Where we run, as far as it changes a default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,63 +65,15 @@ impl Platform {
 /// Reads a whole file. Everything that `config` reads comes through one of these.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> std::io::Result<Vec<u8>>;
 
-/// The memory that our cgroup, and those around it, may have; None without a limit.
-pub fn memory_limit(read: ReadFile<'_>) -> Option<u64> {
-    /// "No limit" of v1 is a number near 2^63; no container has more than this.
-    const NO_LIMIT: u64 = 1 << 40;
-    let text = |path: &str| String::from_utf8(read(Path::new(path)).ok()?).ok();
-
-    let membership = text("/proc/self/cgroup")?;
-    let mut limits = Vec::new();
-    for line in membership.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let path = path.trim_end_matches('/');
-        if controllers.is_empty() {
-            // v2: every level may have a limit, the smallest counts. Inside a cgroup namespace the
-            // path is `/`, and the container's own group is the mount's root.
-            for level in Path::new(&format!("{path}/")).ancestors() {
-                let level = level.to_string_lossy();
-                let file = format!("/sys/fs/cgroup{}/memory.max", level.trim_end_matches('/'));
-                limits.extend(text(&file).and_then(|limit| limit.trim().parse::<u64>().ok()));
-            }
-        } else if controllers.split(',').any(|controller| controller == "memory") {
-            // v1: the path is the host's; a container sees its own group as the mount's root. The
-            // limits of the groups around it are in `hierarchical_memory_limit`.
-            const ROOT: &str = "/sys/fs/cgroup/memory";
-            let named = format!("{ROOT}{path}");
-            let limit = |group: &str| text(&format!("{group}/memory.limit_in_bytes"));
-            let group = if limit(&named).is_some() { named.as_str() } else { ROOT };
-            limits.extend(limit(group).and_then(|limit| limit.trim().parse::<u64>().ok()));
-            let stat = text(&format!("{group}/memory.stat")).unwrap_or_default();
-            limits.extend(stat.lines().find_map(|line| {
-                line.strip_prefix("hierarchical_memory_limit ")?.trim().parse::<u64>().ok()
-            }));
-        }
-    }
-    limits.into_iter().min().filter(|limit| *limit <= NO_LIMIT)
-}
-
 /// How many connections `nofile` descriptors carry: a client, an upstream and a spool file each, 64
 /// kept for the rest.
 pub fn max_connections(nofile: u64) -> usize {
     usize::try_from(nofile.saturating_sub(64) / 3).unwrap_or(usize::MAX)
 }
 
-/// The limit of open descriptors as inherited (the child is given it), and the one that
-/// `raise_nofile` reaches.
-pub fn nofile() -> (u64, u64) {
-    let limit = getrlimit(Resource::Nofile);
-    let soft = limit.current.unwrap_or(u64::MAX);
-    (soft, limit.maximum.unwrap_or(u64::MAX))
-}
-
-/// Raises the soft limit of open descriptors to the hard one; gives what is in force then.
-pub fn raise_nofile() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    // Raising to the hard limit needs no privilege; should it fail all the same, the old one holds.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    nofile().0
+/// Open descriptors that we may have, once the soft limit is raised to the hard one.
+pub fn nofile() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// Where this process makes the app's socket when nobody names one; the same at each call, because a
@@ -178,52 +129,6 @@ mod tests {
     }
 
     #[test]
-    fn memory_limit_is_found_in_every_kind_of_cgroup() {
-        const V1: &str = "/sys/fs/cgroup/memory";
-        let limit = |files: &[(&str, &str)]| {
-            memory_limit(&|path: &Path| {
-                let found = files.iter().find(|(name, _)| Path::new(name) == path);
-                let text = found.map(|(_, text)| text.as_bytes().to_vec());
-                text.ok_or(std::io::ErrorKind::NotFound.into())
-            })
-        };
-        let own = "/proc/self/cgroup";
-
-        assert_eq!(limit(&[]), None);
-        assert_eq!(limit(&[(own, "")]), None);
-        // v2 in a namespace of its own.
-        assert_eq!(limit(&[(own, "0::/\n"), ("/sys/fs/cgroup/memory.max", "512\n")]), Some(512));
-        assert_eq!(limit(&[(own, "0::/\n"), ("/sys/fs/cgroup/memory.max", "max\n")]), None);
-        // v2, nested: the smallest of all levels.
-        let nested = |inner, outer| {
-            limit(&[
-                (own, "0::/system.slice/app.service\n"),
-                ("/sys/fs/cgroup/system.slice/app.service/memory.max", inner),
-                ("/sys/fs/cgroup/system.slice/memory.max", outer),
-            ])
-        };
-        assert_eq!(nested("max\n", "700\n"), Some(700));
-        assert_eq!(nested("300\n", "700\n"), Some(300));
-        assert_eq!(nested("900\n", "700\n"), Some(700));
-        // v1, the named group; the group around it is smaller.
-        let named = format!("{V1}/docker/abc");
-        let files = |limit: &'static str| (format!("{named}/memory.limit_in_bytes"), limit);
-        let (name, value) = files("1000\n");
-        let stat = (format!("{named}/memory.stat"), "cache 1\nhierarchical_memory_limit 400\n");
-        let v1 = (own, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n");
-        assert_eq!(limit(&[v1, (&name, value)]), Some(1000));
-        assert_eq!(limit(&[v1, (&name, value), (&stat.0, stat.1)]), Some(400));
-        // v1 in a container: the path is the host's, the group is the mount's root.
-        let root = format!("{V1}/memory.limit_in_bytes");
-        assert_eq!(limit(&[v1, (&root, "536870912\n")]), Some(512 << 20));
-        assert_eq!(limit(&[v1, (&name, value), (&root, "9223372036854771712\n")]), Some(1000));
-        // v1 says "none" with a number.
-        assert_eq!(limit(&[v1, (&root, "9223372036854771712\n")]), None);
-        // Named with the memory controller among others.
-        assert_eq!(limit(&[(own, "4:cpu,memory:/\n"), (&root, "64\n")]), Some(64));
-    }
-
-    #[test]
     fn a_connection_takes_three_descriptors() {
         assert_eq!(max_connections(1024), 320);
         assert_eq!(max_connections(10), 0);
@@ -238,12 +143,5 @@ mod tests {
         assert_eq!(in_memory(&file).unwrap_err().kind(), std::io::ErrorKind::NotADirectory);
         assert!(in_memory(&dir.path().join("none")).is_err());
         assert!(in_memory(Path::new("/proc")).is_ok_and(|memory| !memory));
-    }
-
-    #[test]
-    fn the_soft_limit_of_descriptors_reaches_the_hard_one() {
-        let (soft, hard) = nofile();
-        assert!(soft <= hard);
-        assert_eq!((raise_nofile(), nofile()), (hard, (hard, hard)));
     }
 }

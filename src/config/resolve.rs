@@ -11,6 +11,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::app_server;
+use super::cgroup::{self, Limits};
 use super::gunicorn::{self, Gunicorn};
 use super::lint;
 use super::platform::{self, Platform};
@@ -95,7 +96,7 @@ impl Given {
 pub(super) struct Here<'a> {
     pub(super) sources: &'a Sources<'a>,
     pub(super) platform: Option<Platform>,
-    pub(super) memory_limit: Option<u64>,
+    pub(super) cgroup: Limits,
     pub(super) nofile: u64,
     pub(super) gunicorn: Gunicorn,
 }
@@ -132,7 +133,7 @@ pub(super) fn resolve(
     let here = Here {
         sources,
         platform: Platform::detect(&sources.env),
-        memory_limit: platform::memory_limit(sources.read),
+        cgroup: cgroup::limits(sources.read),
         nofile: sources.nofile,
         gunicorn: gunicorn::inspect(&command, &sources.env, sources.read),
     };
@@ -140,7 +141,7 @@ pub(super) fn resolve(
     let mut config = Config::unset();
     config.command = command;
     config.heroku = here.platform == Some(Platform::Heroku);
-    config.memory_limit = here.memory_limit;
+    config.cgroup = here.cgroup;
     config.config_file = typed.file.take().map(Into::into);
     config.warnings = typed.warnings;
 
@@ -165,6 +166,9 @@ pub(super) fn resolve(
         in_order.push((opt, value));
     }
 
+    if config.upstream.len() > 1 && config.workers.take().is_some_and(|w| w.number.is_none()) {
+        config.concurrency_reason = "several upstreams: --concurrency N sets it".to_owned();
+    }
     if config.pass_socket
         && let Some((server, _)) = app_server::recognise(&config.command)
     {
@@ -420,11 +424,11 @@ impl Resolved {
                     .to_owned(),
             );
         }
-        if let Some(limit) = c.memory_limit.filter(|limit| c.memory > *limit) {
+        if let Some(limit) = c.cgroup.memory.filter(|limit| c.memory > *limit) {
             problems.push(format!(
                 "{} is more than the cgroup's limit: write less than {}",
                 self.show("memory"),
-                value::show_size(limit)
+                cgroup::show_memory(limit)
             ));
         }
         if c.upstream.is_empty() || c.private_socket && !c.pass_socket {
@@ -511,6 +515,16 @@ impl Resolved {
                 "{} is more than {} open files carry (3 each): {carried}",
                 self.show("max-connections"),
                 here.nofile
+            ));
+        }
+        if let Some(cpu) = self.config.cgroup.cpu.map(|cpu| cpu.ceil().max(1.0) as usize)
+            && self.config.threads > cpu
+        {
+            warnings.push(format!(
+                "{} is more than the cgroup's limit of {} CPUs: they would wait for each other, write \
+                 {cpu}",
+                self.show("threads"),
+                cgroup::show_cpu(self.config.cgroup.cpu.unwrap_or_default())
             ));
         }
         if self.config.command.is_empty() {

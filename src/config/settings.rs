@@ -18,7 +18,7 @@ use super::value::{
     show_size, signal, size, upstream, url_path, word,
 };
 use super::{
-    Concurrency, Config, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry,
+    Concurrency, Config, Forwarded, LogDestination, LogQuery, OpenPort, QueueOrder, Retry, Workers,
     trust_presets,
 };
 
@@ -109,7 +109,8 @@ const TABLE: &[Opt] = &[
         example: "127.0.0.1:8000",
         short: "Where clients come in: host:port, :port or unix:PATH",
         long: "[::] and no host are every address, IPv4 and IPv6 on one socket, because Heroku's Fir \
-               needs IPv6. Port 0 takes a free port; the boot line says which.",
+               needs IPv6; IPv4 alone where the kernel has no IPv6. Port 0 takes a free port; the boot \
+               line says which.",
         list: true,
         here: Some(|here, _| Some((format!("[::]:{}", here.variable("PORT")?), "PORT"))),
         set: |c, v, _| put_list(&mut c.listen, v, listen),
@@ -150,7 +151,8 @@ const TABLE: &[Opt] = &[
         default: "1",
         example: "2",
         short: "Event loops",
-        long: "One is enough for what Python can answer; the other cores are the app's.",
+        long: "One is enough for what Python can answer; the other cores are the app's. More than the \
+               cgroup's limit of CPUs is taken, with a warning.",
         set: |c, v, _| {
             put(&mut c.threads, v, |text| match count(text)? {
                 threads @ 1..=64 => Ok(threads),
@@ -168,19 +170,19 @@ const TABLE: &[Opt] = &[
         short: "Requests at the app at once, for each upstream",
         long: "The others wait in the queue, not in the app's. auto: workers times threads of a \
                wrapped gunicorn of class sync or gthread, read from its command line, \
-               GUNICORN_CMD_ARGS, its configuration file and WEB_CONCURRENCY; off when that is not \
-               certain. off: as many as max-connections.",
+               GUNICORN_CMD_ARGS, its configuration file and WEB_CONCURRENCY, then as many workers \
+               as are seen to run (TTIN, TTOU, one that has died); off where class or threads are \
+               not certain. off: as many as max-connections.",
         set: |c, v, here| {
-            (c.concurrency, c.concurrency_reason) = match v.one()? {
+            let slots = match v.one()? {
                 "auto" => {
-                    let slots = here.gunicorn.slots.map_or(Concurrency::Off, Concurrency::Slots);
-                    (slots, here.gunicorn.reason.clone())
+                    c.concurrency_reason = here.gunicorn.reason.clone();
+                    c.workers = here.gunicorn.workers;
+                    here.gunicorn.workers.and_then(Workers::slots)
                 }
-                text => {
-                    let slots = or_off(count)(text).map_err(|bad| bad.of(text))?;
-                    (slots.map_or(Concurrency::Off, Concurrency::Slots), String::new())
-                }
+                text => or_off(count)(text).map_err(|bad| bad.of(text))?,
             };
+            c.concurrency = slots.map_or(Concurrency::Off, Concurrency::Slots);
             Ok(())
         },
         ..PLAIN
@@ -216,11 +218,12 @@ const TABLE: &[Opt] = &[
         example: "fifo",
         short: "Who is next: adaptive or fifo",
         long: "fifo: the one that has waited longest. adaptive: the same, but the newest first once \
-               all have waited for more than 100 ms (or as long as a request usually takes) for a \
-               second or more, and the wait does not fall; until the queue is empty. Then most clients \
-               are answered at once; in order, each worker would work for a client that is about to \
-               leave. Also decides who is refused when the queue is full: the newcomer, or with the \
-               newest first the oldest.",
+               the queue stands (for 200 ms all have waited for more than 100 ms) and loses somebody: \
+               a client leaves it or finds it full, or its waits have grown by 3 s and by 30 times \
+               what a request usually takes; until it is empty. Then most clients are answered at \
+               once; in order, each worker would work for a client that is about to leave. Also \
+               decides who is refused when the queue is full: the newcomer, or with the newest first \
+               the oldest.",
         set: |c, v, _| {
             put(
                 &mut c.queue_order,
@@ -543,7 +546,7 @@ const TABLE: &[Opt] = &[
         short: "For all bodies together; beyond it they go to disk",
         long: "The app needs the memory more, and holds none of it for slow clients any longer.",
         here: Some(|here, _| {
-            let share = (here.memory_limit? / 16).max(1 << 20);
+            let share = (here.cgroup.memory? / 16).max(1 << 20);
             // To the next lower 64k, so that it can be typed.
             (share < 32 << 20).then(|| (show_size(share & !0xffff), "cgroup"))
         }),
@@ -736,7 +739,8 @@ const TABLE: &[Opt] = &[
         default: "off",
         example: "/healthz",
         short: "Paths that are not logged",
-        long: "Compared with the target up to its query, whole.",
+        long: "Compared with the target up to its query, byte for byte; a * at the end stands for any \
+               rest.",
         list: true,
         set: |c, v, _| put_list(&mut c.log_skip, v, url_path),
         ..PLAIN
@@ -923,9 +927,9 @@ const TABLE: &[Opt] = &[
         long: "What waits in it outlives a crash of the app: with restart the next process serves it, \
                else it is known to be unread. No socket is ever stale. Passed as descriptor 3 by \
                LISTEN_FDS and LISTEN_PID, which win over gunicorn's --bind, its file and PORT; puma \
-               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. Not \
-               with gunicorn's USR2, whose new master looks for a descriptor that the old one has \
-               closed.",
+               and uvicorn get --bind-to-activated-sockets=only and --fd 3 on their command line. \
+               gunicorn's USR2 needs `os.dup2(server.LISTENERS[0].fileno(), 3)` in the hook \
+               `pre_exec(server)`: its new master looks for a descriptor that the old one has closed.",
         here: Some(|_, config| config.private_socket.then(|| ("on".to_owned(), PRIVATE))),
         set: |c, v, _| put(&mut c.pass_socket, v, word(&[("off", false), ("on", true)])),
         ..PLAIN

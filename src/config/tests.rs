@@ -233,6 +233,27 @@ fn memory_is_a_share_of_the_cgroup() {
 }
 
 #[test]
+fn limits_of_the_cgroup_are_told_at_start_and_by_check() {
+    let files = [
+        ("/proc/self/cgroup", "0::/\n"),
+        ("/sys/fs/cgroup/memory.max", "536870912\n"),
+        ("/sys/fs/cgroup/cpu.max", "150000 100000\n"),
+    ];
+    let said = |config: Config| (config.boot_line(&[]), config.warnings);
+    let (line, warnings) = said(run_with(&[UPSTREAM, &["--threads", "2"]].concat(), &[], &files));
+    assert!(line.contains(", memory 32m of 512m, cpu 1.5, spool"), "{line}");
+    assert_eq!(warnings, [""; 0]);
+    let (_, warnings) = said(run_with(&[UPSTREAM, &["--threads", "3"]].concat(), &[], &files));
+    assert_eq!(
+        warnings,
+        ["--threads \"3\" is more than the cgroup's limit of 1.5 CPUs: they would wait for each \
+          other, write 2"]
+    );
+    let cgroup = checked(UPSTREAM, &[], &files, "cgroup");
+    assert_eq!(cgroup, ("memory 512m, cpu 1.5".to_owned(), "limits".to_owned()));
+}
+
+#[test]
 fn connections_are_what_the_descriptors_carry() {
     let carried = |nofile: u64, args: &[&str]| {
         with_sources(&[UPSTREAM, args].concat(), &[], &[], |sources| {

@@ -69,7 +69,8 @@ const PRESETS: &[Preset] = &[
     Preset { name: "gcp", ranges: &[PRIVATE, GOOGLE], hops: Some(2), ..RANGES },
     Preset { name: "fly", ..ROUTER },
     Preset { name: "cloudflare", ranges: &[CLOUDFLARE], ..RANGES },
-    Preset { name: "render", ..ROUTER },
+    // All of Render is behind Cloudflare, whose address X-Forwarded-For ends in.
+    Preset { name: "render", ranges: &[CLOUDFLARE], ..ROUTER },
     Preset { name: "private", ranges: &[PRIVATE], unix: true, ..RANGES },
 ];
 
@@ -143,10 +144,12 @@ mod tests {
 
     #[test]
     fn presets_believe_whom_they_name() {
-        for name in ["heroku", "fly", "render"] {
+        for name in ["heroku", "fly"] {
             let trust = trust(&[name]);
             assert!(trust.any_peer && trust.ranges.is_empty() && trust.hops.is_none());
         }
+        let render = trust(&["render"]);
+        assert!(render.any_peer && render.hops.is_none() && holds(&render, "104.22.17.40"));
         let private = trust(&["private"]);
         assert!(private.unix && !private.any_peer);
         for address in [

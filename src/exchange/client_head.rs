@@ -1,12 +1,13 @@
 //! The response head as the client gets it. Pure: no I/O, no clock.
 //!
 //! The exchange calls `write` once for the final head, `write_informational` for each 1xx before it
-//! and `last_chunk` for the trailers behind its body. What must stay true: exactly one statement of where the body ends, and it is ours.
+//! and `last_chunk` for the trailers behind its body. What must stay true: exactly one statement of
+//! where the body ends, and it is ours.
 
 use std::borrow::Cow;
 
 use crate::exchange::reply::phrase;
-use crate::http1::{Field, FieldId, LAST_CHUNK, ResponseHead, Span, Version};
+use crate::http1::{Field, FieldId, LAST_CHUNK, Lines, ResponseHead, Span, Version};
 
 /// How the body goes to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,19 +43,30 @@ pub struct ClientHead<'a> {
     pub coding: Coding,
 }
 
+const UPGRADE_REQUIRED: u16 = 426;
+
 /// Appends the head, final empty line included.
 pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     out.reserve(head.bytes.len() + 160);
     status_line(out, head);
     let (mut date_came, mut vary_came) = (false, false);
     let gzip = with.coding == Coding::Gzip;
-    let is_announced = |field: &Field| with.trailers && field.id == FieldId::Trailer;
+    let mut lines = Lines::of(&head.bytes);
+    let mut names_protocol = false;
+    let is_announced = |field: &Field| match field.id {
+        FieldId::Trailer => with.trailers,
+        // It must say what the client would have to speak (RFC 9110, 15.5.22).
+        FieldId::Upgrade => head.status == UPGRADE_REQUIRED,
+        _ => false,
+    };
     for field in head.fields.iter().filter(|f| passes(head, f) || is_announced(f)) {
         match field.id {
+            FieldId::Upgrade => names_protocol = true,
             // Offsets into the compressed body mean nothing to the app.
             FieldId::AcceptRanges if gzip => continue,
             // Another representation is only weakly the same (RFC 9110, 8.8.1), as nginx has it.
             FieldId::Etag if gzip && field.value.of(&head.bytes).starts_with(b"\"") => {
+                lines.copy(out);
                 out.extend_from_slice(b"ETag: W/");
                 out.extend_from_slice(field.value.of(&head.bytes));
                 out.extend_from_slice(b"\r\n");
@@ -64,8 +76,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
             FieldId::Vary => vary_came |= names_accept_encoding(field.value.of(&head.bytes)),
             _ => {}
         }
-        line(out, head, field);
+        lines.add(out, field);
     }
+    lines.copy(out);
     if with.coding != Coding::AsItCame && !vary_came {
         out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
     }
@@ -86,6 +99,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
     }
     connection(out, with.version, with.keep_alive && with.framing != Framing::Close);
+    if names_protocol {
+        out.extend_from_slice(b"Connection: upgrade\r\n");
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -94,9 +110,9 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
 pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
     out.reserve(head.bytes.len() + 32);
     status_line(out, head);
-    for field in head.fields.iter().filter(|f| passes(head, f)) {
-        line(out, head, field);
-    }
+    let mut lines = Lines::of(&head.bytes);
+    head.fields.iter().filter(|f| passes(head, f)).for_each(|field| lines.add(out, field));
+    lines.copy(out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -104,11 +120,10 @@ pub fn write_informational(out: &mut Vec<u8>, head: &ResponseHead) {
 pub fn write_switching(out: &mut Vec<u8>, head: &ResponseHead) {
     out.reserve(head.bytes.len() + 32);
     status_line(out, head);
-    for field in &head.fields {
-        if field.id == FieldId::Upgrade || passes(head, field) {
-            line(out, head, field);
-        }
-    }
+    let mut lines = Lines::of(&head.bytes);
+    let chosen = |f: &&Field| f.id == FieldId::Upgrade || passes(head, f);
+    head.fields.iter().filter(chosen).for_each(|field| lines.add(out, field));
+    lines.copy(out);
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
 }
 
@@ -216,13 +231,6 @@ fn names_accept_encoding(vary: &[u8]) -> bool {
         .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding"))
 }
 
-fn line(out: &mut Vec<u8>, head: &ResponseHead, field: &Field) {
-    out.extend_from_slice(field.name.of(&head.bytes));
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(field.value.of(&head.bytes));
-    out.extend_from_slice(b"\r\n");
-}
-
 fn content_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"Content-Length: ");
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -287,6 +295,17 @@ mod tests {
         let expected =
             "X-Hop2: 1\nDate: Sun, 06 Nov 1994 08:49:37 GMT\nTransfer-Encoding: chunked\n\n";
         assert_eq!(head, format!("HTTP/1.1 200 OK\n{expected}"));
+    }
+
+    #[test]
+    fn a_426_names_the_protocol_that_it_wants() {
+        let text = "HTTP/1.1 426 x\nUpgrade: websocket\nConnection: Upgrade\nDate: d\n";
+        let head = written(text, Version::Http11, Framing::Length(0), true);
+        let upgrade = "Upgrade: websocket\nDate: d\nContent-Length: 0\nConnection: upgrade\n\n";
+        assert_eq!(head, format!("HTTP/1.1 426 x\n{upgrade}"));
+        // Nothing was named.
+        let head = written("HTTP/1.1 426 x\nDate: d\n", Version::Http11, Framing::None(None), true);
+        assert_eq!(head, "HTTP/1.1 426 x\nDate: d\n\n");
     }
 
     #[test]

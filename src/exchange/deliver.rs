@@ -67,6 +67,8 @@ pub(super) async fn deliver(
     let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
     pump.head = std::mem::take(&mut x.out);
     pump.head.clear();
+    pump.head.append(&mut x.interim);
+    let start = pump.head.len();
     let with = ClientHead {
         version: x.record.head.version,
         framing: pump.framing,
@@ -81,7 +83,7 @@ pub(super) async fn deliver(
     };
     client_head::write(&mut pump.head, &x.response, &with);
     if c.settings.format.wants_response_head() {
-        x.record.response_head.extend_from_slice(&pump.head);
+        x.record.response_head.extend_from_slice(&pump.head[start..]);
     }
     let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
     pump.leave(x);
@@ -143,6 +145,8 @@ impl Pump {
             disk: if x.response.stream { 0 } else { config.response_spool_max },
             replay: false,
         };
+        let mut spool = Spool::new(&x.lp.shared.budget, limits);
+        spool.belongs_to(x.owner());
         Pump {
             upstream: Some((answer.attempt, answer.slot)),
             incoming: Incoming::new(x.response.body),
@@ -153,7 +157,7 @@ impl Pump {
             head: Vec::new(),
             head_sent: 0,
             rest: Some(answer.rest),
-            spool: Spool::new(&x.lp.shared.budget, limits),
+            spool,
             sent_before: x.record.bytes_sent,
             sent: 0,
             received: 0,
@@ -179,16 +183,16 @@ impl Pump {
             self.feed(c, x, cx, rest.bytes_mut());
         }
         for _ in 0..TURN {
-            let moved = self.send(c, cx) | self.fetch(c, x, cx);
-            self.note(c, x);
-            if let Some(reason) = self.failed {
-                return Poll::Ready(Err(reason));
-            }
             if let Some(reason) = self.cut
                 && self.head_sent == 0
             {
                 // Nothing is with the client: it gets a clean answer (invariant 6).
                 return Poll::Ready(Err(clean(reason)));
+            }
+            let moved = self.send(c, cx) | self.fetch(c, x, cx);
+            self.note(c, x);
+            if let Some(reason) = self.failed {
+                return Poll::Ready(Err(reason));
             }
             if self.upstream.is_none() && self.all_sent() {
                 return Poll::Ready(self.cut.map_or(Ok(()), Err));
@@ -346,7 +350,8 @@ impl Pump {
             Ok(taken) => taken,
             Err(violation) => {
                 tracing::warn!("the app's response was cut: {}", violation.rule);
-                self.give_up(x, Reason::Truncated);
+                let begun = self.head_sent > 0;
+                self.give_up(x, if begun { Reason::Truncated } else { violation.reason });
                 return None;
             }
         };
@@ -393,7 +398,9 @@ impl Pump {
             0 => (&[], &[]),
             n => (chunk_head(n, &mut size), b"\r\n"),
         };
-        let last = if done { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
+        // What was cut gets no end.
+        let whole = done && self.cut.is_none();
+        let last = if whole { std::mem::take(&mut self.last_chunk) } else { Cow::default() };
         self.pass(c, cx, &[size, payload, crlf, &last]);
     }
 
@@ -428,11 +435,11 @@ impl Pump {
         self.cut = self.cut.or(cut);
         if let Some((attempt, slot)) = self.upstream.take() {
             match (self.keep_upstream && attempt.in_step(), self.cut) {
-                (true, None) => slot.keep(attempt.into_stream()),
+                (true, None) => slot.keep(attempt.into_stream(), x.lp.timers.now()),
                 _ => drop(attempt),
             }
         }
-        x.marks.app_done = Some(Instant::now());
+        x.marks.app_done = Some(x.lp.timers.now());
         x.enter(Gauge::delivering(&x.lp));
     }
 
@@ -458,8 +465,12 @@ impl Pump {
         x: &mut Exchange,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
-        let now = Instant::now();
+        let now = c.timer.now();
         let mut next: Option<Instant> = None;
+        if self.upstream.is_none() {
+            // A slow reader does not hold the compressor's 300 KiB.
+            self.gzip = None;
+        }
         if !self.all_sent() && !self.head.is_empty() {
             // The kernel takes megabytes at once, so what counts is what the client acknowledges.
             let (since, unsent) =
@@ -483,10 +494,12 @@ impl Pump {
                 due = due.min(pace.due());
             }
             next = Some(due);
-            self.spool.relieve(since);
         } else {
             // It waits for the app.
             self.pace = None;
+        }
+        if self.spool.relieve() {
+            c.timer.hold();
         }
         if self.upstream.is_some() {
             if !self.spool.blocked() {
@@ -531,7 +544,7 @@ impl Pump {
 fn clean(reason: Reason) -> Reason {
     match reason {
         Reason::AppIdleTimeout => Reason::AppTimeout,
-        Reason::Internal => Reason::Internal,
+        Reason::Internal | Reason::InvalidResponse => reason,
         _ => Reason::ResetBeforeResponse,
     }
 }

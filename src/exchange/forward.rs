@@ -26,7 +26,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, Forwarded, Peer};
-use crate::http1::{Field, FieldId, RequestHead, Span, Version};
+use crate::http1::{Field, FieldId, Lines, RequestHead, Span, Version};
 use crate::trust::{Resolved, real_ip_header};
 
 /// What `ForwardedHead::write` needs beside the head.
@@ -84,6 +84,7 @@ impl ForwardedHead {
         let mut request_id = None;
         let mut request_start = None;
         let mut queue_start = None;
+        let mut lines = Lines::of(&head.bytes);
         for field in &head.fields {
             let value = field.value.of(&head.bytes);
             let pass = match field.id {
@@ -141,6 +142,7 @@ impl ForwardedHead {
                     false
                 }
                 FieldId::MaxForwards if is_options_or_trace(head) => {
+                    lines.copy(out);
                     max_forwards(out, field, head);
                     false
                 }
@@ -162,9 +164,10 @@ impl ForwardedHead {
                 }
             };
             if pass {
-                line(out, field.name.of(&head.bytes), value);
+                lines.add(out, field);
             }
         }
+        lines.copy(out);
 
         if head.upgrade {
             out.extend_from_slice(b"Connection: upgrade\r\n");
@@ -303,7 +306,7 @@ fn port<'a>(host: &'a [u8], scheme: &str) -> &'a [u8] {
     let digits = host.iter().rev().take_while(|b| b.is_ascii_digit()).count();
     let (name, port) = host.split_at(host.len() - digits);
     match name {
-        [.., b':'] if (1..=5).contains(&digits) => port,
+        [.., b':'] if digits > 0 => port,
         _ if scheme == "https" => b"443",
         _ => b"80",
     }
@@ -407,12 +410,12 @@ fn max_forwards(out: &mut Vec<u8>, field: &Field, head: &RequestHead) {
     }
 }
 
-/// A decimal number without sign, at most 19 digits.
+/// A decimal number without sign; `u64::MAX` stands for what is larger.
 fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(digits.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
+    Some(digits.iter().fold(0, |n: u64, b| n.saturating_mul(10).saturating_add((b - b'0').into())))
 }
 
 /// X-Request-Start in any of the forms that routers write: seconds with or without a fraction

@@ -15,11 +15,12 @@ mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Record;
@@ -29,13 +30,18 @@ use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, OfClient, Settings, Tunnel};
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
+
+/// Bytes of next requests that are read while one is at work: its end is seen behind them.
+const PIPELINED: usize = 8 * 1024;
+/// How often a request that no worker has taken is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +66,17 @@ pub(crate) struct Exchange {
     response: ResponseHead,
     /// The response head as it goes to the client.
     out: Vec<u8>,
+    /// What the client has not yet taken of a 1xx head. Goes out before whatever comes next.
+    interim: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
     /// Counts for its client, where clients have a limit.
     of_client: Option<OfClient>,
     /// The place that a tunnel would have, held from the request for it.
     tunnel: Option<Tunnel>,
-    /// Whose share of the queue, and of the requests at once, this request counts for. None: it is
-    /// not known who that is.
-    queue_key: Option<IpAddr>,
+    /// Whose share of the queue, of the budgets and of the requests at once this request counts for.
+    /// None: it is not known who that is.
+    client_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
 }
@@ -85,9 +93,9 @@ struct Marks {
 }
 
 impl Marks {
-    fn new() -> Marks {
+    fn new(now: Instant) -> Marks {
         Marks {
-            started: Instant::now(),
+            started: now,
             received: None,
             granted: None,
             connected: None,
@@ -157,7 +165,7 @@ async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Resul
             Ok(answer) => break answer,
             Err(failed) => failed,
         };
-        let ran = x.marks.connected.map_or(Duration::ZERO, |at| at.elapsed());
+        let ran = x.marks.connected.map_or(Duration::ZERO, |at| c.timer.now() - at);
         match tries.after(c.config().retry, &x.record.head, &failure, ran) {
             Again::Yes => x.record.retry = x.record.retry.saturating_add(1),
             Again::No(reason) => {
@@ -189,17 +197,19 @@ impl Exchange {
             forwarded: ForwardedHead::default(),
             response: ResponseHead::default(),
             out: Vec::new(),
-            marks: Marks::new(),
+            interim: Vec::new(),
+            marks: Marks::new(lp.timers.now()),
             gauge: None,
             of_client: None,
             tunnel: None,
-            queue_key: None,
+            client_key: None,
             open: false,
         }
     }
 
     fn begin(&mut self, c: &Conn) {
-        self.marks = Marks::new();
+        self.marks = Marks::new(c.timer.now());
+        self.interim.clear();
         self.record.reset();
         self.record.time = SystemTime::now();
         self.record.peer = c.peer;
@@ -228,7 +238,7 @@ impl Exchange {
         let resolved = trust::resolve(config, c.peer, &self.record.head);
         self.record.client = resolved.client;
         self.record.scheme = resolved.scheme;
-        self.queue_key = queue_key(c.peer, &resolved);
+        self.client_key = client_key(c.peer, &resolved);
         self.forwarded.write(
             &self.record.head,
             &forward::Forward {
@@ -245,7 +255,7 @@ impl Exchange {
         if let Some(reason) = c.refused {
             return Err(reason);
         }
-        if let (Some(client), Some(max)) = (self.queue_key, config.max_requests_per_client) {
+        if let (Some(client), Some(max)) = (self.client_key, config.max_requests_per_client) {
             let of_client = OfClient::new(&self.lp.shared, client, max);
             self.of_client = Some(of_client.ok_or(Reason::ClientLimit)?);
         }
@@ -279,13 +289,13 @@ impl Exchange {
         failed: Option<Slot>,
     ) -> Result<Slot, Reason> {
         let shared = self.lp.shared.clone();
-        let entered = Instant::now();
+        let entered = c.timer.now();
         let safe = matches!(self.record.head.method(), b"GET" | b"HEAD");
         let mut failed = Some(failed);
         let mut place = None;
         let slot = poll_fn(|cx| {
             if let Some(failed) = failed.take() {
-                match shared.upstreams.enter(self.queue_key, safe, failed, cx) {
+                match shared.upstreams.enter(self.client_key, safe, failed, cx) {
                     Ok(entered) => place = Some(entered),
                     Err(refusal) => return Poll::Ready(Err(refused(refusal))),
                 }
@@ -308,7 +318,7 @@ impl Exchange {
                 return Poll::Ready(Err(shared.gone_reason()));
             }
             let (end, reason) = self.end_of_wait(c, entered);
-            if Instant::now() >= end {
+            if c.timer.now() >= end {
                 return Poll::Ready(Err(reason));
             }
             c.timer.set_at(end);
@@ -316,7 +326,8 @@ impl Exchange {
         })
         .await?;
         c.timer.clear();
-        self.marks.granted = Some(Instant::now());
+        // Of a request that waits again the first: what follows is the app's doing, not the queue's.
+        self.marks.granted.get_or_insert_with(|| c.timer.now());
         self.enter(Gauge::in_flight(&self.lp));
         Ok(slot)
     }
@@ -340,7 +351,7 @@ impl Exchange {
     }
 
     fn is_too_late(&self, c: &Client<'_>) -> bool {
-        Instant::now() >= self.last_start(c)
+        c.timer.now() >= self.last_start(c)
     }
 
     /// One try to have the request answered. The outer error ends the exchange, the inner one may
@@ -352,11 +363,16 @@ impl Exchange {
     ) -> Result<Result<Answer, Failed>, Reason> {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
-        let until = deadline.min(Instant::now() + c.config().connect_retry);
+        let until = deadline.min(c.timer.now() + c.config().connect_retry);
         let connected = loop {
             self.record.upstream_addr = Some(slot.index());
-            let kept = c.config().upstream_keepalive.and_then(|limit| slot.take_kept(limit));
-            if let Some(stream) = kept {
+            let kept = c
+                .config()
+                .upstream_keepalive
+                .and_then(|limit| slot.take_kept(limit, c.timer.now()));
+            // Over TCP one that the app is about to close could prove nothing when it fails.
+            let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
+            if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
                 break Connected::Registered(stream);
             }
             match self.connect(c, &slot, deadline, until).await? {
@@ -364,7 +380,7 @@ impl Exchange {
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
-        let connected_at = Instant::now();
+        let connected_at = c.timer.now();
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
@@ -374,8 +390,8 @@ impl Exchange {
         let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
             .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
             .map_err(|_| Reason::Internal)?;
+        let mut look_at = slot.look_at(connected_at);
         let reason = loop {
-            c.timer.set_at(deadline);
             let event = poll_fn(|cx| {
                 let head = &self.forwarded.bytes;
                 let method = self.record.head.method();
@@ -383,24 +399,32 @@ impl Exchange {
                 if event.is_ready() {
                     return event.map(Ok);
                 }
-                if c.timer.expired() {
+                let now = c.timer.now();
+                if now >= deadline {
                     return Poll::Ready(Err(shared.timeout_reason()));
                 }
+                if look_at.is_some_and(|at| now >= at) {
+                    slot.set_unread(attempt.is_unread());
+                    look_at = slot.is_unread().then(|| now + LOOK_AGAIN);
+                }
+                c.timer.set_at(look_at.map_or(deadline, |at| at.min(deadline)));
                 self.poll_client_left(c, cx).map(Err)
             })
             .await;
             if attempt.received > 0 {
-                self.marks.first_byte.get_or_insert_with(Instant::now);
+                slot.set_unread(false);
+                self.marks.first_byte.get_or_insert(c.timer.now());
             }
             match event {
                 Ok(Ok(Event::Head(rest))) => {
                     c.timer.clear();
                     shared.app_answered();
-                    slot.answered(connected_at.elapsed());
+                    let now = c.timer.now();
+                    slot.answered(now - connected_at, now);
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {
-                    if let Err(reason) = self.pass_informational(c).await {
+                    if let Err(reason) = self.pass_informational(c) {
                         break reason;
                     }
                 }
@@ -442,34 +466,57 @@ impl Exchange {
         })
     }
 
-    /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it.
-    async fn pass_informational(&mut self, c: &Client<'_>) -> Result<(), Reason> {
+    /// A 103 and the like goes to an HTTP/1.1 client as it comes; others are not for it. A client that
+    /// does not take it now gets it with the final head, and no other before that: the worker must
+    /// not wait for it (invariant 2).
+    fn pass_informational(&mut self, c: &Client<'_>) -> Result<(), Reason> {
         const CONTINUE: u16 = 100;
-        if self.record.head.version == Version::Http10 || self.response.status == CONTINUE {
+        let old = self.record.head.version == Version::Http10;
+        if old || self.response.status == CONTINUE || !self.interim.is_empty() {
             return Ok(());
         }
-        let mut out = Vec::new();
-        client_head::write_informational(&mut out, &self.response);
-        c.write_all(&out).await?;
-        self.record.bytes_sent += out.len() as u64;
+        client_head::write_informational(&mut self.interim, &self.response);
+        // Nobody is woken when there is room: the final head does not wait for that either.
+        let mut cx = Context::from_waker(Waker::noop());
+        let taken = match c.stream.poll_write(&mut cx, &[IoSlice::new(&self.interim)]) {
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(_)) => return Err(Reason::ClientGone),
+            Poll::Pending => 0,
+        };
+        self.interim.drain(..taken);
+        self.record.bytes_sent += taken as u64;
         Ok(())
     }
 
     /// Reads what the client sends while the app works: its next request is kept, its end means that
     /// it has left. Ready only for the latter.
     fn poll_client_left(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> Poll<Reason> {
-        // A client that pipelines more than a head is not read further; its end is seen later.
-        while self.input.len() < c.config().max_head {
+        self.relieve(c);
+        // A client that pipelines more than this is not read further; its end is seen later.
+        while self.input.len() < PIPELINED {
             if ready!(c.stream.poll_readable(cx)).is_err() {
                 return Poll::Ready(Reason::ClientGone);
             }
             let mut buf = Scratch::take();
-            match ready!(c.stream.poll_read(cx, &mut buf)) {
+            let room = PIPELINED - self.input.len();
+            match ready!(c.stream.poll_read(cx, &mut buf[..room])) {
                 Ok(0) | Err(_) => return Poll::Ready(Reason::ClientGone),
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
             }
         }
         Poll::Pending
+    }
+
+    /// The request's body does not wait in memory for long.
+    fn relieve(&mut self, c: &Client<'_>) {
+        if self.body.relieve() {
+            c.timer.hold();
+        }
+    }
+
+    /// Whose share of the budgets bodies count for.
+    fn owner(&self) -> Owner {
+        self.lp.shared.budget.owner(self.client_key)
     }
 
     /// The worker goes on for nobody: a task of its own holds the slot until it is done.
@@ -493,7 +540,8 @@ impl Exchange {
     /// Answers OPTIONS and TRACE that may not be forwarded further (RFC 9110, 7.6.2).
     async fn answer_here(&mut self, c: &Client<'_>) -> Next {
         let mut out = Vec::new();
-        let next = self.after_own(c, self.record.head.body == RequestBody::None);
+        let no_body = matches!(self.record.head.body, RequestBody::None | RequestBody::Length(0));
+        let next = self.after_own(c, no_body);
         self.record.status = reply::write_max_forwards(
             &mut out,
             &self.record.head,
@@ -518,7 +566,8 @@ impl Exchange {
         self.record.status = reason.status();
         self.lp.shared.count_refused(reason);
         let next = self.after_own(c, self.marks.received.is_some());
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.interim);
+        let before = out.len();
         let head_len = reply::write(
             &mut out,
             &reply::Reply {
@@ -531,8 +580,12 @@ impl Exchange {
                 retry_after: 1,
             },
         );
-        self.record.body_bytes_sent = (out.len() - head_len) as u64;
-        self.send_own(c, &out, next).await
+        let sent = self.record.bytes_sent;
+        let next = self.send_own(c, &out, next).await;
+        if self.record.bytes_sent > sent {
+            self.record.body_bytes_sent = (out.len() - before - head_len) as u64;
+        }
+        next
     }
 
     /// What follows an answer of our own. `in_step`: all of the request was read.
@@ -571,7 +624,7 @@ impl Exchange {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let end = Instant::now();
+        let end = self.lp.timers.now();
         let m = self.marks;
         let received = m.received.unwrap_or(end);
         let granted = m.granted.unwrap_or(end);
@@ -593,6 +646,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            self.lp.timers.refresh();
             if self.record.head.line.is_empty() {
                 receive::remember_partial(self);
             }
@@ -607,10 +661,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whose share of the queue, and of the requests at once, a request counts for: a client that trust
-/// names, else the peer, unless that is one behind which all clients may be: of this machine or of a
-/// private network.
-fn queue_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
+/// Whose share a request counts for: a client that trust names, else the peer, unless
+/// that is one behind which all clients may be: of this machine or of a private network.
+fn client_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
     let client = resolved.client?;
     let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);
     let known = match resolved.trusted {
@@ -650,7 +703,12 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
     let settings = lp.settings();
     match FREE.with_borrow_mut(Vec::pop) {
         Some(x) if Arc::ptr_eq(&x.settings, &settings) => x,
-        _ => Box::new(Exchange::new(lp, settings)),
+        None => Box::new(Exchange::new(lp, settings)),
+        Some(_) => {
+            // From before a reload, as the others mostly are: they hold its settings, and its log.
+            drop(FREE.take());
+            Box::new(Exchange::new(lp, settings))
+        }
     }
 }
 
@@ -663,6 +721,7 @@ pub(crate) fn give_back(x: Box<Exchange>) {
         &x.forwarded.bytes,
         &x.response.bytes,
         &x.out,
+        &x.interim,
         &x.record.response_head,
     ];
     if buffers.map(Vec::capacity).iter().sum::<usize>() > LARGE {

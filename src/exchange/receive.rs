@@ -100,7 +100,7 @@ pub(super) async fn body(c: &Client<'_>, x: &mut Exchange) -> Result<(), Reason>
         receive(c, x, framing).await?;
     }
     c.timer.clear();
-    let now = Instant::now();
+    let now = c.timer.now();
     x.marks.received = Some(now);
     let length = (framing != RequestBody::None).then(|| x.body.len());
     let receive_ms = now.duration_since(x.marks.started).as_millis() as u64;
@@ -119,6 +119,7 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
     };
     let config = c.config();
     let mut pace = Pace::new(Instant::now(), x.record.request_length);
+    x.body.belongs_to(x.owner());
     c.timer.set(config.body_timeout);
     // What came with the head, at most a scratch buffer at a time.
     let mut input = std::mem::take(&mut x.input);
@@ -132,6 +133,10 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
         done = complete;
     }
     input.drain(..used);
+    // A body that came with its head has made it large, and the rest of it may be long in coming.
+    if input.is_empty() {
+        input = Vec::new();
+    }
     x.input = input;
     while !done {
         done = poll_fn(|cx| {
@@ -147,7 +152,10 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
                     Poll::Pending if c.timer.expired() => {
                         return Poll::Ready(Err(Reason::BodyTimeout));
                     }
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        x.relieve(c);
+                        return Poll::Pending;
+                    }
                 };
                 let (used, complete) = match take(x, &mut decoder, &mut buf[..n], config.max_body) {
                     Ok(taken) => taken,

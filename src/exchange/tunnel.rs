@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use super::{Answer, Client, Exchange, Next, client_head};
 use crate::error::Reason;
@@ -29,7 +28,7 @@ pub(super) async fn tunnel(
     x.record.tunnel = true;
     let Answer { attempt, slot, rest } = answer;
     let upstream = attempt.into_stream();
-    let mut down = Direction::default();
+    let mut down = Direction { waiting: std::mem::take(&mut x.interim), ..Direction::default() };
     client_head::write_switching(&mut down.waiting, &x.response);
     let head = down.waiting.len() as u64;
     down.waiting.extend_from_slice(rest.bytes());
@@ -37,6 +36,7 @@ pub(super) async fn tunnel(
     let mut up = Direction { waiting: std::mem::take(&mut x.input), ..Direction::default() };
     let idle = c.config().tunnel_idle_timeout;
     c.timer.set(idle);
+    let (sent, received) = (x.record.bytes_sent, x.record.request_length);
     let result = poll_fn(|cx| {
         let mut moved = false;
         for _ in 0..TURN {
@@ -47,6 +47,10 @@ pub(super) async fn tunnel(
                 break;
             }
         }
+        // As it goes: the record is written when the task is dropped, too.
+        x.record.bytes_sent = sent + down.passed;
+        x.record.body_bytes_sent = down.passed.saturating_sub(head);
+        x.record.request_length = received + up.passed;
         // Whoever ends first ends it, once the other has what was sent.
         let client_ended = up.ended || down.refused;
         if client_ended && up.waiting.is_empty() || down.ended && down.waiting.is_empty() {
@@ -62,10 +66,7 @@ pub(super) async fn tunnel(
         Poll::Pending
     })
     .await;
-    x.marks.app_done = Some(Instant::now());
-    x.record.bytes_sent += down.passed;
-    x.record.body_bytes_sent = down.passed.saturating_sub(head);
-    x.record.request_length += up.passed;
+    x.marks.app_done = Some(c.timer.now());
     drop((upstream, slot));
     result?;
     Ok(Next::Close)

@@ -76,7 +76,7 @@ pub enum FieldId {
 }
 
 impl FieldId {
-    /// Classifies a field name, without regard to case.
+    /// Classifies a field name, a token, without regard to case.
     pub fn of(name: &[u8]) -> FieldId {
         use FieldId::*;
         let candidates: &[(&[u8], FieldId)] = match name.len() {
@@ -137,12 +137,55 @@ impl FieldId {
             _ => &[],
         };
         for (known, id) in candidates {
-            // The first letter spares most of the comparisons.
-            if known[0] == name[0] | 0x20 && known.eq_ignore_ascii_case(name) {
+            // The first letter spares most of the comparisons; without an early exit the rest is
+            // vector code. Of the bytes of a token, 0x20 changes only letters and ^.
+            let differs = |sum, (known, byte): (&u8, &u8)| sum | (known ^ (byte | 0x20));
+            if known[0] == name[0] | 0x20 && known.iter().zip(name).fold(0, differs) == 0 {
                 return *id;
             }
         }
-        if memchr(b'_', name).is_some() { Underscore } else { Other }
+        if name.contains(&b'_') { Underscore } else { Other }
+    }
+}
+
+/// Copies field lines as they came, those that follow each other all at once.
+#[derive(Debug)]
+pub(crate) struct Lines<'a> {
+    /// The head that the fields are of.
+    bytes: &'a [u8],
+    /// Lines that were added and not yet copied.
+    run: Span,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Lines<'a> {
+        Lines { bytes, run: Span::default() }
+    }
+
+    /// Adds the line of a field as `name: value CRLF`.
+    pub(crate) fn add(&mut self, out: &mut Vec<u8>, field: &Field) {
+        let (name, value) = (field.name, field.value);
+        let between = &self.bytes[name.end as usize..value.start as usize];
+        let line = Span { start: name.start, end: value.end + 2 };
+        if between != b": "
+            || self.bytes.get(value.end as usize..line.end as usize) != Some(b"\r\n")
+        {
+            self.copy(out);
+            out.extend_from_slice(name.of(self.bytes));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.of(self.bytes));
+            out.extend_from_slice(b"\r\n");
+        } else if line.start == self.run.end {
+            self.run.end = line.end;
+        } else {
+            self.copy(out);
+            self.run = line;
+        }
+    }
+
+    /// Copies what was added. To be called before anything else is written.
+    pub(crate) fn copy(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(std::mem::take(&mut self.run).of(self.bytes));
     }
 }
 
@@ -155,7 +198,7 @@ pub(super) enum Sender {
 
 /// Tells whether the head in `message`, whose first line ends at `start`, has its empty line. The
 /// common case, a read that brought exactly one head, is seen from the last four bytes.
-pub(super) fn is_complete(message: &[u8], start: usize) -> bool {
+fn is_complete(message: &[u8], start: usize) -> bool {
     const END: &[u8] = b"\r\n\r\n";
     let from = &message[start - 2..];
     from.ends_with(END) || memmem::find(from, END).is_some()
@@ -163,7 +206,7 @@ pub(super) fn is_complete(message: &[u8], start: usize) -> bool {
 
 /// What can be refused in field lines that are not complete yet: line ends and the number of lines.
 /// It is run again with every read of a slow client, so it does no more than look for line ends.
-pub(super) fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Violation> {
+fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Violation> {
     let mut fields = 0;
     for at in memchr2_iter(b'\r', b'\n', lines) {
         match lines[at] {
@@ -177,15 +220,18 @@ pub(super) fn check_partial(lines: &[u8], max_fields: usize) -> Result<(), Viola
 }
 
 /// Parses the field section that begins at `start`, behind the CRLF of the first line, and appends
-/// its lines to `fields`. The caller knows that the section is complete (`is_complete`). Gives the
-/// offset behind the empty line.
+/// its lines to `fields`. Gives the offset behind the empty line; None: it has not come yet.
 pub(super) fn parse(
     message: &[u8],
     start: usize,
     max_fields: usize,
     sender: Sender,
     fields: &mut Vec<Field>,
-) -> Result<usize, Violation> {
+) -> Result<Option<usize>, Violation> {
+    if !is_complete(message, start) {
+        check_partial(&message[start..], max_fields)?;
+        return Ok(None);
+    }
     let end = match parse_fast(message, start, fields) {
         Some(end) => end,
         None => {
@@ -194,7 +240,7 @@ pub(super) fn parse(
             walk(message, start, sender, fields)?
         }
     };
-    if fields.len() > max_fields { Err(too_many_fields()) } else { Ok(end) }
+    if fields.len() > max_fields { Err(too_many_fields()) } else { Ok(Some(end)) }
 }
 
 /// `httparse` for the section that nearly every head has: at most 64 lines, nothing wrong with
@@ -234,10 +280,7 @@ pub(super) fn walk(
 ) -> Result<usize, Violation> {
     let mut at = start;
     while let Some(len) = memchr(b'\n', &message[at..]) {
-        let line = match message[at..at + len].split_last() {
-            Some((b'\r', line)) => line,
-            _ => return Err(bad(BARE_LF)),
-        };
+        let line = without_cr(&message[at..at + len])?;
         if line.is_empty() {
             return Ok(at + 2);
         }
@@ -245,6 +288,11 @@ pub(super) fn walk(
         at += len + 1;
     }
     Err(bad("field section without an end (RFC 9112, 2.1)"))
+}
+
+/// A line without its CR, of bytes up to its LF.
+pub(super) fn without_cr(line: &[u8]) -> Result<&[u8], Violation> {
+    line.strip_suffix(b"\r").ok_or(bad(BARE_LF))
 }
 
 /// Parses one field line, without its CRLF, that lies at offset `at` of its head. The error is the
@@ -284,6 +332,9 @@ pub(super) fn field_line(line: &[u8], at: usize, sender: Sender) -> Result<Field
     })
 }
 
+/// Names in the Connection fields of a head.
+const MAX_NAMES: usize = 100;
+
 /// What the Connection fields of a head say (RFC 9110, 7.6.1).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Options {
@@ -295,7 +346,12 @@ pub(super) struct Options {
 impl Options {
     /// Adds one Connection field. Names of other fields go to `names`; what is no token names no
     /// field.
-    pub(super) fn add(&mut self, bytes: &[u8], value: Span, names: &mut Vec<Span>) {
+    pub(super) fn add(
+        &mut self,
+        bytes: &[u8],
+        value: Span,
+        names: &mut Vec<Span>,
+    ) -> Result<(), Violation> {
         for member in members(bytes, value) {
             match member.of(bytes) {
                 name if name.eq_ignore_ascii_case(b"close") => self.close = true,
@@ -306,6 +362,11 @@ impl Options {
                 _ => {}
             }
         }
+        // Each field of the head is compared with each name.
+        if names.len() > MAX_NAMES {
+            return Err(bad("Connection names more than 100 fields (RFC 9110, 7.6.1)"));
+        }
+        Ok(())
     }
 }
 
@@ -442,6 +503,14 @@ mod tests {
             assert_eq!(FieldId::of(name.to_ascii_uppercase().as_bytes()), *id);
             assert_eq!(FieldId::of(format!("{name}x").as_bytes()), FieldId::Other);
             assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other);
+            for (i, byte) in name.bytes().enumerate() {
+                let mut near = name.as_bytes().to_vec();
+                for other in (0..=255).filter(|&b| is_tchar(b) && !b.eq_ignore_ascii_case(&byte)) {
+                    near[i] = other;
+                    let expected = if other == b'_' { FieldId::Underscore } else { FieldId::Other };
+                    assert_eq!(FieldId::of(&near), expected, "{}", near.escape_ascii());
+                }
+            }
             let underscore = name.replace('-', "_");
             if underscore != *name {
                 assert_eq!(FieldId::of(underscore.as_bytes()), FieldId::Underscore);

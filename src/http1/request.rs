@@ -164,19 +164,14 @@ impl RequestHead {
             check_partial_line(window)?;
             return if message.len() > MAX_LINE + 1 { Err(LINE_TOO_LONG) } else { Ok(None) };
         };
-        let Some((b'\r', line)) = message[..lf].split_last() else {
-            return Err(bad(field::BARE_LF));
-        };
-        self.read_line(line)?;
-        let start = lf + 1;
-        if !field::is_complete(message, start) {
-            field::check_partial(&message[start..], limits.fields)?;
-            return Ok(None);
+        self.read_line(field::without_cr(&message[..lf])?)?;
+        let fields = &mut self.fields;
+        let end = field::parse(message, lf + 1, limits.fields, Sender::Client, fields)?;
+        if let Some(end) = end {
+            self.bytes.extend_from_slice(&message[..end]);
+            self.interpret()?;
         }
-        let end = field::parse(message, start, limits.fields, Sender::Client, &mut self.fields)?;
-        self.bytes.extend_from_slice(&message[..end]);
-        self.interpret()?;
-        Ok(Some(end))
+        Ok(end)
     }
 
     /// Request line without its CRLF: `method SP target SP version`, nothing else (RFC 9112, 3).
@@ -258,13 +253,13 @@ impl RequestHead {
                 FieldId::ContentLength => once(&mut length, value, TWO_LENGTHS)?,
                 FieldId::TransferEncoding => once(&mut coding, value, TWO_CODINGS)?,
                 FieldId::ContentType => once(&mut content_type, value, TWO_TYPES)?,
-                FieldId::Connection => options.add(bytes, field.value, connection_names),
+                FieldId::Connection => options.add(bytes, field.value, connection_names)?,
                 FieldId::Te => {
                     self.te_trailers |= field::members(bytes, field.value)
                         .any(|coding| coding.of(bytes).eq_ignore_ascii_case(b"trailers"));
                 }
                 FieldId::Upgrade => {
-                    upgrade = true;
+                    upgrade |= !value.is_empty();
                     is_h2c |= field::members(bytes, field.value)
                         .any(|protocol| starts_with(protocol.of(bytes), b"h2c"));
                 }
@@ -341,7 +336,12 @@ fn is_host(authority: &[u8]) -> bool {
         let (name, rest) = authority.split_at(memchr(b':', authority).unwrap_or(authority.len()));
         (is_reg_name(name), rest)
     };
-    host_is_valid && matches!(rest, [] | [b':', ..]) && rest.iter().skip(1).all(u8::is_ascii_digit)
+    let port_is_valid = match rest {
+        [] | [b':'] => true,
+        [b':', port @ ..] => field::decimal(port).is_some_and(|port| port <= u16::MAX.into()),
+        _ => false,
+    };
+    host_is_valid && port_is_valid
 }
 
 fn is_reg_name(name: &[u8]) -> bool {

@@ -102,19 +102,14 @@ impl ResponseHead {
             let is_http = message[..seen] == PREFIX[..seen];
             return if is_http { Ok(None) } else { Err(bad(NO_STATUS_LINE)) };
         };
-        let Some((b'\r', line)) = message[..lf].split_last() else {
-            return Err(bad(field::BARE_LF));
-        };
-        self.read_line(line)?;
-        let start = lf + 1;
-        if !field::is_complete(message, start) {
-            field::check_partial(&message[start..], limits.fields)?;
-            return Ok(None);
+        self.read_line(field::without_cr(&message[..lf])?)?;
+        let fields = &mut self.fields;
+        let end = field::parse(message, lf + 1, limits.fields, Sender::App, fields)?;
+        if let Some(end) = end {
+            self.bytes.extend_from_slice(&message[..end]);
+            self.interpret(method)?;
         }
-        let end = field::parse(message, start, limits.fields, Sender::App, &mut self.fields)?;
-        self.bytes.extend_from_slice(&message[..end]);
-        self.interpret(method)?;
-        Ok(Some(end))
+        Ok(end)
     }
 
     /// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112, 4): apps leave out the SP of an empty reason.
@@ -160,7 +155,7 @@ impl ResponseHead {
                     is_chunked = true;
                 }
                 FieldId::Connection => {
-                    options.add(&self.bytes, field.value, &mut self.connection_names);
+                    options.add(&self.bytes, field.value, &mut self.connection_names)?;
                 }
                 FieldId::ContentType => is_event_stream = is_type(value, b"text/event-stream"),
                 FieldId::XAccelBuffering => buffering = Some(value),

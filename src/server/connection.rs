@@ -136,10 +136,10 @@ async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
                 Woken::End => return None,
             },
         };
-        // Boxed, so that an idle connection does not carry the size of a busy one.
-        let next = Box::pin(exchange::serve(c, &mut x, first)).await;
+        // Not boxed: whoever is idle for long is no task, and the others would allocate each time.
+        let next = exchange::serve(c, &mut x, first).await;
         c.requests.set(c.requests.get().saturating_add(1));
-        since = Instant::now();
+        since = c.timer.now();
         let more = !x.input.is_empty();
         match next {
             Next::KeepAlive if more => pipelined = Some(x),

@@ -31,7 +31,7 @@ use crate::config::{Config, Peer, UpstreamAddr};
 use crate::error::Reason;
 use crate::metrics::METRICS;
 use crate::net::{Acceptor, Listener};
-use crate::spool::Budget;
+use crate::spool::{self, Budget};
 use crate::sys;
 use crate::timer::Timers;
 use crate::upstream::Upstreams;
@@ -44,8 +44,6 @@ const REFUSED_AT_ONCE: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often kept upstream connections are looked through, and memory that only waits.
 const SWEEP: Duration = Duration::from_millis(500);
-/// Tasks of connections whose memory is worth giving back: about 100 KiB.
-const WORTH_A_TRIM: usize = 64;
 /// The same complaint is not said more often.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 /// One that comes again and again until somebody changes a limit.
@@ -135,6 +133,8 @@ pub(crate) struct Shared {
 /// What all see of one loop.
 struct OfLoop {
     connections: AtomicUsize,
+    /// Of these, clients that are idle for long.
+    parked: AtomicUsize,
     /// Since when the client is idle that has been parked longest.
     idle_since: AtomicU64,
     /// There are too many connections: told to the loop whose idle ones make room.
@@ -145,6 +145,7 @@ impl OfLoop {
     fn new() -> OfLoop {
         OfLoop {
             connections: AtomicUsize::new(0),
+            parked: AtomicUsize::new(0),
             idle_since: AtomicU64::new(parked::NOBODY),
             crowded: Notify::new(),
         }
@@ -574,6 +575,10 @@ impl Server {
         self.shared.app_answered();
     }
 
+    pub fn app_has_answered(&self) -> bool {
+        self.shared.app_has_answered()
+    }
+
     /// False from an attempt that ran out of `connect-retry` to the next that is answered.
     pub fn app_reachable(&self) -> bool {
         self.shared.reachable.load(Relaxed)
@@ -683,6 +688,21 @@ impl Server {
         }
     }
 
+    /// As many requests at the app at once from now on (`concurrency auto`).
+    pub fn set_slots(&self, slots: usize) {
+        self.shared.upstreams.set_slots(slots);
+    }
+
+    /// What is at the app now is told by `older_at_the_app` from what comes later.
+    pub fn mark(&self) {
+        self.shared.upstreams.mark();
+    }
+
+    /// A request has been at the app since before the last `mark`.
+    pub fn older_at_the_app(&self) -> bool {
+        self.shared.upstreams.older() > 0
+    }
+
     /// Address, requests in flight and slots of each upstream.
     pub fn upstreams(&self) -> Vec<(String, usize, Option<usize>)> {
         self.shared.upstreams.status()
@@ -739,6 +759,7 @@ fn run_loop(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
+        .thread_keep_alive(Duration::MAX)
         .build_local(Default::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -796,33 +817,61 @@ fn start_loop(
     });
     let sweeper = lp.clone();
     tokio::task::spawn_local(async move {
-        let mut most_tasks = 0;
+        let mut heap = Heap::default();
         loop {
             tokio::time::sleep(SWEEP).await;
             parked::expire(&sweeper);
-            most_tasks = give_memory_back(&sweeper, most_tasks);
             let limit = sweeper.settings().config.upstream_keepalive;
             sweeper.shared.upstreams.close_stale(limit.unwrap_or_default());
-            if sweeper.shared.budget.memory_pressure() {
+            sweeper.shared.budget.sweep();
+            if sweeper.shared.budget.should_relieve() {
                 // Who holds memory and only waits puts it on disk.
-                sweeper.timers.wake_all();
+                sweeper.timers.wake_holders();
+            }
+            if heap.has_shrunk(&sweeper.shared) {
+                tokio::task::spawn_blocking(|| {
+                    spool::drop_kept();
+                    sys::trim_heap();
+                });
             }
         }
     });
+    // The first thread of the blocking pool. Were there none when one is needed and cannot be had
+    // (a limit of processes), tokio would panic.
+    tokio::task::spawn_blocking(|| ());
     Ok(lp)
 }
 
-/// When half of the connections that had a task are parked or gone, what they held goes back to the
-/// system. Takes and gives the most tasks since it last did.
-fn give_memory_back(lp: &Loop, most: usize) -> usize {
-    let connections = lp.of_loop().connections.load(Relaxed);
-    let tasks = connections.saturating_sub(lp.parked.number());
-    let most = most.max(tasks);
-    if most - tasks < WORTH_A_TRIM.max(most / 2) {
-        return most;
+/// What is known of the heap's size, to tell when most of a burst is over. glibc keeps what is free
+/// below the last live allocation for itself, and a burst of clients leaves such ones.
+#[derive(Default)]
+struct Heap {
+    most: u64,
+    sweeps: u32,
+}
+
+impl Heap {
+    /// Sweeps between two looks: a load that goes up and down is left alone.
+    const LOOK: u32 = 2;
+    /// Bytes that are worth it.
+    const WORTH: u64 = 1024 * 1024;
+    /// What a connection that is not parked costs beside its spools, roughly.
+    const TASK: u64 = 4 * 1024;
+
+    fn has_shrunk(&mut self, shared: &Shared) -> bool {
+        let tasks = |l: &OfLoop| l.connections.load(Relaxed).saturating_sub(l.parked.load(Relaxed));
+        let tasks = shared.loops.iter().map(tasks).sum::<usize>() as u64;
+        let now = shared.budget.memory_used() + tasks * Heap::TASK;
+        self.most = self.most.max(now);
+        self.sweeps += 1;
+        if self.sweeps < Heap::LOOK {
+            return false;
+        }
+        self.sweeps = 0;
+        let shrunk = self.most - now >= Heap::WORTH;
+        self.most = now;
+        shrunk
     }
-    sys::trim_heap();
-    tasks
 }
 
 /// Accepts until the drain, then what is left in the backlog: it has been told yes by the kernel.

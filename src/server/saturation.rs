@@ -22,7 +22,7 @@ pub struct Saturation {
     pub busy: usize,
     /// Requests in line at the period's end.
     pub queue: usize,
-    /// What 95 % of the requests did not wait longer than.
+    /// What 95 % of the requests did not wait longer than, those that left or were refused included.
     pub queue_wait_p95: Duration,
     /// Requests that the queue has refused.
     pub shed: u64,

@@ -2,22 +2,27 @@
 //!
 //! `write`, `read` and what `SpillFile` sends away run on the blocking pool, never on the event
 //! loop (invariant 9); closing too, because the last close frees the blocks.
+//!
+//! Page cache counts against a container's limit like any other memory (R14 on Heroku). While all
+//! spool files together have more than a few megabytes there, `clean` forces what was written to
+//! disk and drops it, the oldest file first; what is read back is dropped behind the reader. Nobody
+//! waits for that: only the kernel's own limits of what is not written yet slow a writer.
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::budget::{Budget, Counted, Lease};
-use super::memory::Memory;
+use super::budget::{Budget, Counted, Lease, Owner};
+use super::memory::{self, Memory};
 use crate::metrics::METRICS;
+use crate::sys;
 
 /// An open spool file.
 #[derive(Debug)]
@@ -31,6 +36,14 @@ pub(super) struct SpillFile {
 struct Open {
     file: File,
     lease: Lease,
+    /// What of it may lie in the page cache: all that was written from `uncached` on.
+    cached: Lease,
+    /// Up to here everything is on disk and was dropped from the page cache.
+    uncached: AtomicU64,
+    /// Position behind the last byte written.
+    written: AtomicU64,
+    /// It is among the files to be cleaned.
+    listed: AtomicBool,
     /// Cleared when the file system turns out not to know holes.
     punches: AtomicBool,
     _counted: Counted,
@@ -50,13 +63,14 @@ pub(super) struct Written {
 /// `lease` is on the disk budget and covers the batch.
 pub(super) fn write(
     budget: &Arc<Budget>,
+    owner: Owner,
     file: Option<Arc<SpillFile>>,
     mut batch: Memory,
     lease: Lease,
 ) -> Written {
     let file = match file {
         Some(file) => file,
-        None => match SpillFile::create(budget) {
+        None => match SpillFile::create(budget, owner, batch.start()) {
             Ok(file) => Arc::new(file),
             Err(error) => {
                 METRICS.spool_errors.add(1);
@@ -68,6 +82,14 @@ pub(super) fn write(
     loop {
         let chunk = batch.at(batch.start());
         if chunk.is_empty() {
+            open.written.store(batch.start(), Relaxed);
+            if !open.listed.swap(true, Relaxed) {
+                budget.add_to_clean(&file);
+            }
+            if budget.begins_cleaning() {
+                let budget = budget.clone();
+                spawn_blocking(move || clean(&budget));
+            }
             return Written { file: Some(file), rest: batch, error: None };
         }
         let bytes = chunk.len() as u64;
@@ -76,7 +98,24 @@ pub(super) fn write(
             return Written { file: Some(file), rest: batch, error: Some(error) };
         }
         lease.hand_over(bytes, &open.lease);
+        open.cached.grow(bytes);
         batch.release(bytes);
+    }
+}
+
+/// Bounds the page cache of spool files. One at a time.
+fn clean(budget: &Budget) {
+    while let Some(file) = budget.next_to_clean() {
+        if let Some(file) = file.upgrade() {
+            let open = file.open();
+            open.listed.store(false, Relaxed);
+            let (from, end) = (open.uncached.load(Relaxed), open.written.load(Relaxed));
+            // What cannot be written shows in the next write, or in the read.
+            let _ = sys::write_back(&open.file, from..end);
+            open.uncache();
+            let before = open.uncached.fetch_max(end, Relaxed);
+            open.cached.give_up_to(end.saturating_sub(before));
+        }
     }
 }
 
@@ -89,11 +128,22 @@ pub(super) struct Buffer {
     lease: Lease,
 }
 
-/// Reads `size` bytes at position `at`. `lease` is an empty one on the memory budget.
-pub(super) fn read(file: &SpillFile, at: u64, size: usize, lease: Lease) -> io::Result<Buffer> {
-    let mut data = vec![0; size];
-    lease.grow(size as u64);
-    file.open().file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
+/// Reads `size` bytes at position `at` into `data`, which is empty and has room for them. `lease` is
+/// on the memory budget and covers that.
+pub(super) fn read(
+    file: &SpillFile,
+    at: u64,
+    size: usize,
+    mut data: Vec<u8>,
+    lease: Lease,
+) -> io::Result<Buffer> {
+    let open = file.open();
+    data.resize(size, 0);
+    open.file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
+    if at < open.uncached.load(Relaxed) {
+        // It is in the cache again by our reading.
+        open.uncache();
+    }
     Ok(Buffer { at, data, lease })
 }
 
@@ -110,17 +160,44 @@ impl Buffer {
 
     /// Gives up all before position `at`, and the memory of it.
     pub(super) fn shrink_to(&mut self, at: u64) {
-        self.data = self.from(at).to_vec();
+        let rest = self.from(at).to_vec();
+        memory::keep(std::mem::replace(&mut self.data, rest));
         self.at = at;
         self.lease.give(self.lease.bytes() - self.data.len() as u64);
     }
 }
 
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        memory::keep(std::mem::take(&mut self.data));
+    }
+}
+
+impl Open {
+    /// Drops what is on disk from the page cache. All of it: the kernel keeps pages that reach beyond
+    /// the range that it is given, and they may be large.
+    fn uncache(&self) {
+        // Advice: a file system that does not take it keeps its cache.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+    }
+}
+
 impl SpillFile {
-    fn create(budget: &Arc<Budget>) -> io::Result<SpillFile> {
+    /// A file whose first byte will be at position `start`.
+    fn create(budget: &Arc<Budget>, owner: Owner, start: u64) -> io::Result<SpillFile> {
         let (file, counted) = budget.open_file()?;
-        let lease = Lease::empty(&budget.disk);
-        let open = Open { file, lease, punches: AtomicBool::new(true), _counted: counted };
+        // No reading ahead: what a reader that stalls does not come to would stay cached.
+        let _ = fadvise(&file, 0, None, Advice::Random);
+        let open = Open {
+            file,
+            lease: Lease::empty(&budget.disk, owner),
+            cached: Lease::empty(&budget.cache, Owner::UNKNOWN),
+            uncached: AtomicU64::new(start),
+            written: AtomicU64::new(start),
+            listed: AtomicBool::new(false),
+            punches: AtomicBool::new(true),
+            _counted: counted,
+        };
         Ok(SpillFile { open: Some(open) })
     }
 
@@ -131,24 +208,18 @@ impl SpillFile {
         }
         let file = self.clone();
         spawn_blocking(move || {
-            let Open { file, lease, punches, .. } = file.open();
+            let Open { file, lease, cached, uncached, punches, .. } = file.open();
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let bytes = range.end - range.start;
             match fallocate(file, flags, range.start, bytes) {
-                Ok(()) => lease.give(bytes),
+                Ok(()) => {
+                    lease.give(bytes);
+                    let from = uncached.fetch_max(range.end, Relaxed).max(range.start);
+                    cached.give_up_to(range.end.saturating_sub(from));
+                }
                 // Then the close frees them, and until then they are counted.
                 Err(_) => punches.store(false, Relaxed),
             }
-        });
-    }
-
-    /// Takes `range` out of the page cache, as far as it is written back: R14 of Heroku counts it.
-    pub(super) fn uncache(self: &Arc<SpillFile>, range: Range<u64>) {
-        let file = self.clone();
-        spawn_blocking(move || {
-            let bytes = NonZeroU64::new(range.end - range.start);
-            // Advice: a file system that does not take it keeps its cache.
-            let _ = fadvise(&file.open().file, range.start, bytes, Advice::DontNeed);
         });
     }
 

@@ -3,12 +3,11 @@
 //! Chunks begin small and each is at least half of what is held, up to 64 KiB: a small body costs
 //! about its size, a large one few allocations. Their capacity is on a lease of the memory budget.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::budget::{Lease, Pool};
+use super::budget::{Lease, Owner, Pool};
 
 /// Sizes of a chunk in bytes.
 const SMALLEST: usize = 1024;
@@ -27,8 +26,13 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Holds nothing, at `start`. Allocates nothing.
-    pub(super) fn new(pool: &Arc<Pool>, start: u64) -> Memory {
-        Memory { start, skip: 0, chunks: VecDeque::new(), lease: Lease::empty(pool) }
+    pub(super) fn new(pool: &Arc<Pool>, owner: Owner, start: u64) -> Memory {
+        Memory { start, skip: 0, chunks: VecDeque::new(), lease: Lease::empty(pool, owner) }
+    }
+
+    /// What it will hold counts for `owner`. It holds nothing yet.
+    pub(super) fn belongs_to(&mut self, owner: Owner) {
+        self.lease.belongs_to(owner);
     }
 
     pub(super) fn start(&self) -> u64 {
@@ -127,32 +131,35 @@ impl Drop for Memory {
     }
 }
 
-thread_local! {
-    /// Large chunks for the next bodies of this thread. Without them every upload takes them off
-    /// the top of the heap, which glibc then gives back to the kernel: a page fault for each 4 KiB.
-    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
+/// Large chunks for the next bodies. Without them every upload takes them off the top of the heap,
+/// which glibc then gives back to the kernel: a page fault for each 4 KiB. Of all threads, because
+/// what a loop fills the blocking pool empties; locked to push or pop one.
+static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// At most so many large chunks are kept: 512 KiB.
 const MAX_KEPT: usize = 8;
 
 /// An empty chunk of at least `size` bytes.
-fn chunk(size: usize) -> Vec<u8> {
+pub(super) fn chunk(size: usize) -> Vec<u8> {
     if size <= LARGEST / 2 {
         return Vec::with_capacity(size);
     }
-    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(LARGEST))
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    kept.unwrap_or_else(|| Vec::with_capacity(LARGEST))
 }
 
-fn keep(mut chunk: Vec<u8>) {
+/// Gives back the kept chunks: a burst is over.
+pub(crate) fn drop_kept() {
+    let kept = std::mem::take(&mut *KEPT.lock().unwrap_or_else(PoisonError::into_inner));
+    drop(kept);
+}
+
+pub(super) fn keep(mut chunk: Vec<u8>) {
     if chunk.capacity() == LARGEST {
         chunk.clear();
-        // At the end of a thread the list may be gone: then the chunk is, too.
-        let _ = KEPT.try_with(|kept| {
-            let mut kept = kept.borrow_mut();
-            if kept.len() < MAX_KEPT {
-                kept.push(chunk);
-            }
-        });
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_KEPT {
+            kept.push(chunk);
+        }
     }
 }

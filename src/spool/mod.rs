@@ -32,22 +32,24 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-pub use budget::Budget;
-use budget::{Lease, Level, Wait};
+pub use budget::{Budget, Owner};
+use budget::{Lease, Level, WORTH_A_FILE, Wait};
 use file::{Buffer, SpillFile, Written};
 use memory::Memory;
+pub(crate) use memory::drop_kept;
 
 /// Largest `push` in bytes.
 pub const MAX_PUSH: usize = 64 * 1024;
-/// What a spool keeps in memory when more than a quarter of the budget is in use, and the most that
-/// stays of a buffer read from disk when the reader stalls: less is not worth a read.
+/// What a spool keeps in memory when more than a quarter of the budget is in use, the most that
+/// stays of a buffer read from disk when the reader stalls (less is not worth a read), and what a
+/// reader gets from disk even where memory is spent.
 const KEEP_WHEN_SHORT: usize = 8 * 1024;
 /// What may gather behind a batch that is being written, while memory is plenty: fewer, larger
 /// writes.
 const GATHER: u64 = 192 * 1024;
 /// A body that has not moved for this long only waits.
 const STALLED: Duration = Duration::from_secs(1);
-/// Steps in which the blocks and the cached pages behind the reader are given back.
+/// Steps in which the blocks behind the reader are given back.
 const TRIM: u64 = 1024 * 1024;
 /// Whole blocks and pages only are given back.
 const BLOCK: u64 = 4096;
@@ -69,6 +71,7 @@ pub struct SpoolLimits {
 pub struct Spool {
     budget: Arc<Budget>,
     limits: SpoolLimits,
+    owner: Owner,
     /// Position of the reader.
     read: u64,
     /// Position behind the last byte.
@@ -79,7 +82,7 @@ pub struct Spool {
     /// What was read from the file last.
     buffer: Option<Buffer>,
     file: Option<Arc<SpillFile>>,
-    /// Up to here the file (without `replay`) or its cached pages (with it) were given back.
+    /// Up to here the file was given back; with `replay`, 0.
     trimmed: u64,
     /// The writer waits for room: in a budget, or for `consume`.
     blocked: Option<Wait>,
@@ -87,6 +90,8 @@ pub struct Spool {
     error: Option<io::Error>,
     /// Without `replay`: a write failed. The disk is asked again when all was read.
     disk_failed: bool,
+    /// `read` and `pushed` together as `relieve` first saw them, and when.
+    seen: Option<(u64, Instant)>,
 }
 
 /// A batch on its way to the file.
@@ -105,9 +110,10 @@ impl Spool {
         Spool {
             budget: budget.clone(),
             limits,
+            owner: Owner::UNKNOWN,
             read: 0,
             pushed: 0,
-            memory: Memory::new(&budget.memory, 0),
+            memory: Memory::new(&budget.memory, Owner::UNKNOWN, 0),
             writing: None,
             reading: None,
             buffer: None,
@@ -116,11 +122,23 @@ impl Spool {
             blocked: None,
             error: None,
             disk_failed: false,
+            seen: None,
         }
     }
 
-    /// Empty again, for another body with the same limits. Allocates nothing.
+    /// Has this body, of which nothing is there yet, count for `owner`.
+    pub fn belongs_to(&mut self, owner: Owner) {
+        debug_assert!(self.is_empty());
+        self.owner = owner;
+        self.memory.belongs_to(owner);
+    }
+
+    /// Empty again, for another body of whomever, with the same limits. Allocates nothing.
     pub fn clear(&mut self) {
+        if self.pushed == 0 && self.blocked.is_none() {
+            self.seen = None;
+            return self.belongs_to(Owner::UNKNOWN);
+        }
         *self = Spool::new(&self.budget, self.limits);
     }
 
@@ -149,7 +167,6 @@ impl Spool {
     pub fn on_disk(&self) -> u64 {
         match (&self.file, &self.writing) {
             (None, None) => 0,
-            _ if self.limits.replay => self.memory.start(),
             _ => self.memory.start() - self.trimmed,
         }
     }
@@ -161,11 +178,10 @@ impl Spool {
             + self.buffer.as_ref().map_or(0, Buffer::held)
     }
 
-    /// The writer has to wait for a reader: the disk budget (of this spool or of all) is spent or
-    /// the disk failed, both without `replay` only, or other spools hold all memory. As of the last
-    /// `poll_ready`.
+    /// The writer has to wait for a reader, without `replay` only: the disk budget (of this spool, of
+    /// its owner or of all) is spent, or the disk failed. As of the last `poll_ready`.
     pub fn blocked(&self) -> bool {
-        self.blocked.is_some()
+        self.blocked.as_ref().is_some_and(|wait| wait.is_for(&self.budget.disk))
     }
 
     /// A write of this response failed; it goes on in memory, paced by its reader.
@@ -190,39 +206,44 @@ impl Spool {
     /// way and bounded. It reserves nothing: ask when there is something to read from the peer,
     /// just before reading it.
     ///
-    /// Pending with `blocked()` true: only readers, of this spool or of others, make room; the task
-    /// is woken then. Err, only with `replay`: the disk failed, or its budget is spent
+    /// Pending with `blocked()` true: only readers make room; the task is woken then, as it is where
+    /// others hold all memory. Err, only with `replay`: the disk failed, or its budget is spent
     /// (`StorageFull`); the spool keeps what it has, the new body is to be refused (spool_full).
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.blocked = None;
         loop {
             let writing = self.poll_written(cx).is_pending();
+            let (keep, held) = (self.keep(), self.in_memory());
+            let gathers = writing && self.budget.level(self.owner) == Level::Plenty;
+            let room = if gathers { keep.max(GATHER) } else { keep };
+            if held <= room && self.budget.memory.has_room(self.owner, MAX_PUSH as u64) {
+                // A write that failed was of what may stay (`relieve`).
+                self.error = None;
+                return Poll::Ready(Ok(()));
+            }
             if let Some(error) = self.error.take() {
                 return Poll::Ready(Err(error));
-            }
-            let (keep, held) = (self.keep(), self.in_memory());
-            let gathers = writing && !self.budget.memory_pressure();
-            let room = if gathers { keep.max(GATHER) } else { keep };
-            if held <= room && self.budget.memory.has_room(MAX_PUSH as u64) {
-                return Poll::Ready(Ok(()));
             }
             if writing {
                 return Poll::Pending;
             }
-            let full = if held == 0 {
-                &self.budget.memory
+            let (full, bytes) = if held == 0 {
+                (&self.budget.memory, MAX_PUSH as u64)
             } else if self.start_write() {
                 continue;
             } else if self.limits.replay {
                 return Poll::Ready(Err(io::ErrorKind::StorageFull.into()));
+            } else if self.has_disk_for(held) {
+                (&self.budget.disk, held)
             } else {
-                &self.budget.disk
+                // Its own limit: only its own reader makes room.
+                (&self.budget.disk, u64::MAX)
             };
             if self.blocked.is_some() {
                 return Poll::Pending;
             }
             // Then once more: room may have come between the question and the registration.
-            self.blocked = Some(full.wait(cx.waker()));
+            self.blocked = Some(full.wait(self.owner, bytes, cx.waker()));
         }
     }
 
@@ -278,19 +299,30 @@ impl Spool {
     pub fn rewind(&mut self) {
         debug_assert!(self.limits.replay);
         self.read = 0;
-        self.trimmed = 0;
         self.buffer = None;
     }
 
-    /// Where memory is short, what has not moved for a second goes to disk (invariant 4). To be
-    /// called by the owner whenever it finds itself waiting; `since`: when something last moved.
-    pub fn relieve(&mut self, since: Instant) {
-        if self.budget.memory_pressure()
-            && self.mem_bytes() > KEEP_WHEN_SHORT
-            && since.elapsed() >= STALLED
-        {
-            self.spill();
+    /// What has not moved for a second goes to disk (invariant 4), unless little of the memory budget
+    /// is in use. To be called by the owner whenever it finds itself waiting. True: this spool holds
+    /// what may be worth that, so call again while it waits (`Budget::should_relieve`).
+    pub fn relieve(&mut self) -> bool {
+        self.take_finished_write();
+        if self.mem_bytes() <= WORTH_A_FILE {
+            return false;
         }
+        if self.mem_bytes() > self.budget.worth_relieving() && self.writing.is_none() {
+            let at = self.read + self.pushed;
+            match self.seen {
+                Some((seen, since)) if seen == at => {
+                    if since.elapsed() >= STALLED {
+                        self.seen = None;
+                        self.spill();
+                    }
+                }
+                _ => self.seen = Some((at, Instant::now())),
+            }
+        }
+        true
     }
 
     /// Gives back memory that only waits: what is in memory goes to disk, if that has room.
@@ -309,7 +341,7 @@ impl Spool {
 
     /// How many of them may stay now.
     fn keep(&self) -> u64 {
-        match self.budget.level() {
+        match self.budget.level(self.owner) {
             Level::Plenty => self.limits.memory as u64,
             Level::Short => KEEP_WHEN_SHORT.min(self.limits.memory) as u64,
             Level::Spent => 0,
@@ -326,21 +358,26 @@ impl Spool {
         self.buffer.as_ref().map_or(&[], |buffer| buffer.from(self.read))
     }
 
+    /// Whether `bytes` more are inside the limits of this one spool.
+    fn has_disk_for(&self, bytes: u64) -> bool {
+        !self.disk_failed && self.on_disk().saturating_add(bytes) <= self.limits.disk
+    }
+
     /// Sends all that is in memory to disk. False when there is no room there.
     fn start_write(&mut self) -> bool {
         let (from, bytes) = (self.memory.start(), self.in_memory());
-        if self.disk_failed || self.on_disk().saturating_add(bytes) > self.limits.disk {
+        if !self.has_disk_for(bytes) {
             return false;
         }
-        let Some(lease) = self.budget.disk.lease(bytes) else { return false };
+        let Some(lease) = self.budget.disk.lease(self.owner, bytes) else { return false };
         if self.file.is_none() && !self.limits.replay {
             self.trimmed = from;
         }
-        let next = Memory::new(&self.budget.memory, self.pushed);
+        let next = Memory::new(&self.budget.memory, self.owner, self.pushed);
         let batch = std::mem::replace(&mut self.memory, next);
         let held = batch.held();
-        let (budget, file) = (self.budget.clone(), self.file.clone());
-        let task = spawn_blocking(move || file::write(&budget, file, batch, lease));
+        let (budget, owner, file) = (self.budget.clone(), self.owner, self.file.clone());
+        let task = spawn_blocking(move || file::write(&budget, owner, file, batch, lease));
         self.writing = Some(Writing { from, held, task });
         true
     }
@@ -373,12 +410,18 @@ impl Spool {
 
     /// Ready when the piece of the file that was asked for is in the buffer.
     fn poll_buffer(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<()>> {
-        let (at, on_file) = (self.read, self.on_file());
+        let (at, on_file, owner) = (self.read, self.on_file(), self.owner);
         let reading = self.reading.get_or_insert_with(|| {
             let file = self.file.clone().expect("what was written has a file");
-            let size = (on_file - at).min(max.max(1) as u64) as usize;
-            let lease = Lease::empty(&self.budget.memory);
-            spawn_blocking(move || file::read(&file, at, size, lease))
+            let memory = &self.budget.memory;
+            let mut size = (on_file - at).min(max.max(1) as u64) as usize;
+            if !memory.has_room(owner, size as u64) {
+                // A reader gives memory back: it must not wait for it.
+                size = size.min(KEEP_WHEN_SHORT);
+            }
+            let (lease, data) = (Lease::empty(memory, owner), memory::chunk(size));
+            lease.grow(data.capacity() as u64);
+            spawn_blocking(move || file::read(&file, at, size, data, lease))
         });
         let buffer = ready!(Pin::new(reading).poll(cx)).expect(POOL);
         self.reading = None;
@@ -405,12 +448,8 @@ impl Spool {
             return;
         }
         let done = self.read.min(self.on_file()) / BLOCK * BLOCK;
-        if done.saturating_sub(self.trimmed) >= TRIM {
-            if self.limits.replay {
-                file.uncache(self.trimmed..done);
-            } else {
-                file.punch(self.trimmed..done);
-            }
+        if !self.limits.replay && done.saturating_sub(self.trimmed) >= TRIM {
+            file.punch(self.trimmed..done);
             self.trimmed = done;
         }
     }

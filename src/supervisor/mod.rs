@@ -7,9 +7,11 @@
 
 pub mod exec;
 pub mod handover;
+mod holders;
 pub mod probe;
 pub mod signals;
 mod successor;
+pub mod workers;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -21,7 +23,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use handover::AppListener;
 
-pub use successor::stop_orphans;
+pub use successor::signal_orphans;
 
 /// The running command.
 #[derive(Debug)]

@@ -34,6 +34,8 @@ impl Signals {
         let stream = |(signal, _): (Signal, _)| {
             Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?))
         };
+        // A file that reaches a limit (ulimit -f) is that write's error, not our end.
+        let _ = unix::signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
         Ok(Signals { streams: HANDLED.into_iter().map(stream).collect::<io::Result<_>>()? })
     }
 

@@ -248,6 +248,24 @@ fn fly_names_the_client_in_its_own_field() {
 }
 
 #[test]
+fn a_trusted_cdn_in_front_of_fly_is_not_the_client() {
+    let mut config = router();
+    config.trust.presets.push("fly".to_string());
+    let client = |config: &Config, list: &str| {
+        let fields = format!("X-Forwarded-For: {list}\nFly-Client-IP: 104.16.0.9\n");
+        self::client(config, "172.16.0.9", &fields)
+    };
+    // What the visitor made up, the visitor, Cloudflare, Fly.
+    let list = "6.6.6.6, 203.0.113.9, 104.16.0.9, 66.241.124.1";
+    assert_eq!(client(&config, list), "104.16.0.9", "nobody trusts Cloudflare");
+    config.trust.ranges = trust_presets::cloudflare();
+    assert_eq!(client(&config, list), "203.0.113.9");
+    assert_eq!(client(&config, "203.0.113.9, 104.17.0.1, 104.16.0.9, 66.241.124.1"), "203.0.113.9");
+    assert_eq!(client(&config, "nobody, 104.16.0.9, 66.241.124.1"), "104.16.0.9");
+    assert_eq!(client(&config, "66.241.124.1"), "104.16.0.9");
+}
+
+#[test]
 fn the_scheme_is_one_of_two_words() {
     for (fields, scheme) in [
         ("", "http"),

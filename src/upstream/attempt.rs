@@ -127,6 +127,12 @@ impl Attempt {
         self.sent == self.total
     }
 
+    /// On a Unix socket: no worker has read anything of it yet.
+    pub(crate) fn is_unread(&self) -> bool {
+        // 1 is nothing: see `Stream::poll_all_read`.
+        self.writes <= 1 && self.received == 0 && self.stream.unsent() > 1
+    }
+
     /// The request was read whole, so that nothing of it comes before the next one. A single write
     /// is read whole or not at all, and it was answered.
     pub(crate) fn in_step(&self) -> bool {

@@ -1,17 +1,15 @@
 //! Connecting to the app. A socket that is not there yet, nobody's, or full is waited for inside
 //! `connect-retry` with growing pauses: what no worker has seen may always be sent again.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::Slot;
-use super::queue::{Index, Unreachable};
+use super::queue::Unreachable;
 use crate::config::UpstreamAddr;
 use crate::net::{self, Stream};
 
@@ -19,8 +17,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that one TCP connect may take; the app is local or one hop away.
 const TCP_CONNECT: Duration = Duration::from_secs(5);
-/// What a resolver has said is used this long.
-const NAME_HOLDS: Duration = Duration::from_secs(30);
 
 /// A connection to write one request on.
 pub(crate) enum Connected {
@@ -87,7 +83,7 @@ async fn once(slot: &Slot) -> io::Result<Connected> {
                     Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
-            slot.names().forget(slot.index());
+            slot.names().doubt(slot.index());
             Err(last)
         }
     }
@@ -103,50 +99,7 @@ async fn addresses(slot: &Slot, host: &str, port: u16) -> io::Result<Vec<SocketA
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![(ip, port).into()]);
     }
-    let known = slot.names().get(slot.index());
-    match known {
-        Some(Known { addresses, since }) if since.elapsed() < NAME_HOLDS => Ok(addresses),
-        known => {
-            // getaddrinfo runs on the blocking pool.
-            let asked = tokio::net::lookup_host((host, port)).await;
-            match (asked.map(Vec::from_iter), known) {
-                (Ok(addresses), _) => {
-                    slot.names().put(slot.index(), &addresses);
-                    Ok(addresses)
-                }
-                // A resolver that fails takes nothing away that may still be right.
-                (Err(_), Some(known)) => Ok(known.addresses),
-                // Where the app is a container, its name comes with it.
-                (Err(e), None) => Err(io::Error::new(io::ErrorKind::NotFound, e)),
-            }
-        }
-    }
-}
-
-/// What names stand for, by upstream: asked for again when it is old, or of no use.
-#[derive(Debug, Default)]
-pub(super) struct Names(Mutex<HashMap<Index, Known>>);
-
-#[derive(Clone, Debug)]
-struct Known {
-    addresses: Vec<SocketAddr>,
-    since: Instant,
-}
-
-impl Names {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Index, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    fn get(&self, upstream: Index) -> Option<Known> {
-        self.lock().get(&upstream).cloned()
-    }
-    fn put(&self, upstream: Index, addresses: &[SocketAddr]) {
-        let known = Known { addresses: addresses.to_vec(), since: Instant::now() };
-        self.lock().insert(upstream, known);
-    }
-    fn forget(&self, upstream: Index) {
-        self.lock().remove(&upstream);
-    }
+    slot.names().addresses(slot.index(), host, port).await
 }
 
 async fn tcp(addr: SocketAddr) -> io::Result<Stream> {
@@ -157,22 +110,5 @@ async fn tcp(addr: SocketAddr) -> io::Result<Stream> {
     match stream.socket().peer_addr() {
         Ok(_) => Ok(stream),
         Err(_) => Err(io::ErrorKind::ConnectionRefused.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_known_until_it_is_of_no_use() {
-        let names = Names::default();
-        let address = SocketAddr::from(([192, 0, 2, 1], 80));
-        assert!(names.get(0).is_none());
-        names.put(0, &[address]);
-        assert_eq!(names.get(0).map(|known| known.addresses), Some(vec![address]));
-        assert!(names.get(1).is_none());
-        names.forget(0);
-        assert!(names.get(0).is_none());
     }
 }

@@ -90,6 +90,10 @@ impl Abandoned {
     /// Waits for the head of the response. None: the end has come with it.
     async fn head(&mut self) -> Option<Rest> {
         let mut response = ResponseHead::default();
+        while self.slot.is_unread() && self.attempt.is_unread() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.slot.set_unread(false);
         loop {
             let event = poll_fn(|cx| {
                 let Abandoned { attempt, head, body, method, .. } = self;

@@ -6,10 +6,10 @@ pub(crate) mod body;
 mod connect;
 pub(crate) mod discard;
 mod histogram;
+mod names;
 mod queue;
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -18,10 +18,14 @@ use std::time::{Duration, Instant};
 use crate::config::{Concurrency, Config, UpstreamAddr};
 use crate::net::Stream;
 use histogram::Histogram;
+use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
 pub(crate) use connect::{Connected, Tried, connect};
 pub(crate) use queue::{Refusal, client_key};
+
+/// A free worker accepts long before this.
+const ACCEPTED: Duration = Duration::from_secs(1);
 
 /// All upstreams, their slots and the line. Shared by the event loops; the lock is held for
 /// nanoseconds and never across an await (invariant 9).
@@ -29,8 +33,8 @@ pub(crate) use queue::{Refusal, client_key};
 pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
-    kept: Mutex<HashMap<Index, Vec<(Stream, Instant)>>>,
-    names: connect::Names,
+    kept: Mutex<Vec<Vec<(Stream, Instant)>>>,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -40,6 +44,10 @@ struct State {
     addrs: Vec<Arc<UpstreamAddr>>,
     /// Concurrency is off: slots only bound the number, they say nothing of the app.
     unbounded: bool,
+    /// Slots that are held, and how many of them since before the last `mark`.
+    held: usize,
+    older: usize,
+    marks: u64,
 }
 
 impl Upstreams {
@@ -49,9 +57,12 @@ impl Upstreams {
                 queue: Queue::new(rules(config), Instant::now()),
                 addrs: Vec::new(),
                 unbounded: false,
+                held: 0,
+                older: 0,
+                marks: 0,
             }),
             kept: Mutex::default(),
-            names: connect::Names::default(),
+            names: Names::default(),
         };
         upstreams.reconfigure(config);
         Arc::new(upstreams)
@@ -79,6 +90,26 @@ impl Upstreams {
         });
     }
 
+    /// Other slots from now on, as many at each upstream that has any. What is under way ends.
+    pub(crate) fn set_slots(&self, slots: usize) {
+        self.change(|state| {
+            state.unbounded = false;
+            state.queue.set_slots(slots, Instant::now());
+        });
+    }
+
+    /// Whoever holds a slot now is counted by `older`.
+    pub(crate) fn mark(&self) {
+        let mut state = self.lock();
+        state.marks += 1;
+        state.older = state.held;
+    }
+
+    /// Requests that have been at the app since before the last `mark`.
+    pub(crate) fn older(&self) -> usize {
+        self.lock().older
+    }
+
     pub(crate) fn only_one(&self) -> bool {
         self.lock().addrs.len() == 1
     }
@@ -98,11 +129,20 @@ impl Upstreams {
         result
     }
 
-    fn slot(self: &Arc<Self>, state: &State, index: Index, ticket: Ticket) -> Slot {
+    fn slot(self: &Arc<Self>, state: &mut State, index: Index, ticket: Ticket) -> Slot {
+        state.held += 1;
         let addr = state.addrs[usize::from(index)].clone();
-        let trial = state.queue.is_down(index);
-        let upstreams = self.clone();
-        Slot { upstreams, index, ticket, addr, trial: Cell::new(trial), answered: Cell::new(None) }
+        Slot {
+            upstreams: self.clone(),
+            index,
+            ticket,
+            of_worker: !state.unbounded && matches!(*addr, UpstreamAddr::Unix(_)),
+            addr,
+            trial: Cell::new(state.queue.is_down(index)),
+            answered: Cell::new(None),
+            unread: Cell::new(false),
+            marks: state.marks,
+        }
     }
 
     /// Asks for a slot for a request of this client, if it is known, that is a GET or HEAD (`safe`)
@@ -118,12 +158,19 @@ impl Upstreams {
         let again = failed.as_ref().map(|slot| (slot.ticket, slot.index));
         drop(failed);
         let ask = Ask { client, safe, again };
-        self.change(|state| match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
-            Entered::Slot(index, ticket) => Ok(Place::Slot(Some(self.slot(state, index, ticket)))),
-            Entered::Waiting(ticket) => {
-                Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+        self.change(|state| {
+            if let Some((index, ticket)) = state.queue.enter_at_once(again) {
+                return Ok(Place::Slot(Some(self.slot(state, index, ticket))));
             }
-            Entered::Refused(refusal) => Err(refusal),
+            match state.queue.enter(ask, Instant::now(), || cx.waker().clone()) {
+                Entered::Slot(index, ticket) => {
+                    Ok(Place::Slot(Some(self.slot(state, index, ticket))))
+                }
+                Entered::Waiting(ticket) => {
+                    Ok(Place::Line(Waiting { upstreams: self.clone(), ticket: Some(ticket) }))
+                }
+                Entered::Refused(refusal) => Err(refusal),
+            }
         })
     }
 
@@ -159,13 +206,14 @@ impl Upstreams {
         state.addrs.iter().enumerate().map(one).collect()
     }
 
-    fn lock_kept(&self) -> MutexGuard<'_, HashMap<Index, Vec<(Stream, Instant)>>> {
+    /// By the index of the upstream.
+    fn lock_kept(&self) -> MutexGuard<'_, Vec<Vec<(Stream, Instant)>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes kept connections that have been idle longer than `limit`.
     pub(crate) fn close_stale(&self, limit: Duration) {
-        for kept in self.lock_kept().values_mut() {
+        for kept in self.lock_kept().iter_mut() {
             kept.retain(|(_, since)| since.elapsed() < limit);
         }
     }
@@ -221,7 +269,7 @@ impl Waiting {
         };
         self.ticket = None;
         Poll::Ready(match turn {
-            Turn::Slot(index) => Ok(self.upstreams.slot(&state, index, ticket)),
+            Turn::Slot(index) => Ok(self.upstreams.slot(&mut state, index, ticket)),
             Turn::Refused(refusal) => Err(refusal),
         })
     }
@@ -245,8 +293,14 @@ pub(crate) struct Slot {
     addr: Arc<UpstreamAddr>,
     /// The upstream was down when this was given: the request finds out whether it still is.
     trial: Cell<bool>,
-    /// How long the app took to answer, if it did.
-    answered: Cell<Option<Duration>>,
+    /// How long the app took to answer, if it did, and when that was.
+    answered: Cell<Option<(Duration, Instant)>>,
+    /// It stands for a worker, on a Unix socket.
+    of_worker: bool,
+    /// No worker has taken the request for longer than a worker takes.
+    unread: Cell<bool>,
+    /// Marks at the time that it was given.
+    marks: u64,
 }
 
 impl Slot {
@@ -258,13 +312,32 @@ impl Slot {
         &self.addr
     }
 
-    fn names(&self) -> &connect::Names {
+    fn names(&self) -> &Names {
         &self.upstreams.names
     }
 
-    /// The app has answered, this long after it was connected to.
-    pub(crate) fn answered(&self, took: Duration) {
-        self.answered.set(Some(took));
+    /// The app has answered now, this long after it was connected to.
+    pub(crate) fn answered(&self, took: Duration, now: Instant) {
+        self.answered.set(Some((took, now)));
+    }
+
+    /// When to look whether a worker has taken a request that is sent `now`. None: it tells nothing,
+    /// because slots do not stand for workers, or the kernel does not know (TCP).
+    pub(crate) fn look_at(&self, now: Instant) -> Option<Instant> {
+        self.of_worker.then(|| now + ACCEPTED)
+    }
+
+    /// Whether the request waits for a worker, where there should be one: as long as it does, one slot
+    /// less is given.
+    pub(crate) fn set_unread(&self, unread: bool) {
+        if self.unread.replace(unread) != unread {
+            self.upstreams
+                .change(|state| state.queue.set_unread(self.index, unread, Instant::now()));
+        }
+    }
+
+    pub(crate) fn is_unread(&self) -> bool {
+        self.unread.get()
     }
 
     /// Connecting has failed, which took this long to know.
@@ -289,27 +362,36 @@ impl Slot {
     }
 
     /// A connection that was kept in a slot of this upstream and is neither closed nor stale.
-    pub(crate) fn take_kept(&self, limit: Duration) -> Option<Stream> {
+    pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
-            let (stream, since) = self.upstreams.lock_kept().get_mut(&self.index)?.pop()?;
+            let index = usize::from(self.index);
+            let (stream, since) = self.upstreams.lock_kept().get_mut(index)?.pop()?;
             let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
-            if quiet && since.elapsed() < limit {
+            if quiet && now - since < limit {
                 return Some(stream);
             }
         }
     }
 
     /// Keeps the connection in this slot, which is given up.
-    pub(crate) fn keep(self, stream: Stream) {
-        self.upstreams.lock_kept().entry(self.index).or_default().push((stream, Instant::now()));
+    pub(crate) fn keep(self, stream: Stream, now: Instant) {
+        let index = usize::from(self.index);
+        let mut kept = self.upstreams.lock_kept();
+        if kept.len() <= index {
+            kept.resize_with(index + 1, Vec::new);
+        }
+        kept[index].push((stream, now));
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.set_unread(false);
         let answered = self.answered.get();
         self.upstreams.change(|state| {
-            state.queue.release(self.index, self.ticket, answered, Instant::now());
+            state.held -= 1;
+            state.older -= usize::from(self.marks < state.marks);
+            state.queue.release(self.index, self.ticket, answered, Instant::now);
         });
     }
 }

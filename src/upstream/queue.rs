@@ -2,9 +2,10 @@
 //! a lock, passes the time in and wakes whom it names.
 //!
 //! A slot is the right to have one request at the app. A slot that becomes free goes to the next in
-//! line; a request that leaves the line leaves no trace. Who is next: the one that has waited longest
-//! while the line drains, the newest once it stands (`judge`). Serving in order then would give each
-//! worker to clients that are about to leave, and nobody an answer in time.
+//! line; a request that leaves the line leaves no trace. Who is next: the one that has waited longest,
+//! as long as that loses nobody; the newest once the line stands and clients leave it (`judge`).
+//! Serving in order then would give each worker to clients that are about to leave, and nobody an
+//! answer in time.
 //!
 //! An upstream that refuses connections is down: it gets one request at a time, which tries.
 
@@ -21,15 +22,16 @@ pub(crate) type Index = u16;
 /// A request's place in the order of coming. It keeps it when it has to ask for another slot.
 pub(crate) type Ticket = u64;
 
-/// Waits below this are no standing line, or as long as a request usually takes, if that is more:
-/// so long somebody waits below capacity, too.
+/// Waits below this are no standing line.
 const TARGET: Duration = Duration::from_millis(100);
-const MAX_TARGET: Duration = Duration::from_secs(1);
-/// For this long, and for some targets more, all waits must have been above the target.
-const INTERVAL: Duration = Duration::from_millis(500);
-const TARGETS: u32 = 5;
-/// Times that interval after nothing could be dispatched: the line that came of it drains.
-const AFTER_STALL: u32 = 3;
+/// For this long all waits must have been above the target.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// A standing line whose waits have grown by this, and by so many times what a request usually takes,
+/// is an overload even if nobody has left it: below capacity chance does not make such a line.
+const LONG: Duration = Duration::from_secs(3);
+const LONG_SERVICES: u32 = 30;
+/// A line that stands again so soon after it was served newest first is the same overload.
+const SAME_OVERLOAD: Duration = Duration::from_secs(10);
 
 /// First pause of an upstream that is down while others are up; it doubles if failing takes time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -117,13 +119,25 @@ pub(crate) struct Queue<W> {
     /// Holds more than its share, as long as it waits alone.
     above_share: Option<IpAddr>,
     newest_first: bool,
-    /// Since when all waits were above the target, and the first of them.
-    standing: Option<(Instant, Duration)>,
-    /// Nothing could be dispatched, and the line has not been empty since.
-    after_stall: bool,
+    /// When newest first was given up last.
+    in_order_since: Option<Instant>,
+    /// None: the last wait was below the target.
+    standing: Option<Standing>,
+    /// Who came before this one came while nothing could be dispatched, or before that: the line that
+    /// came of it says nothing about the load.
+    after_stall: Ticket,
     service: Service,
-    /// Waits for a slot since they were last taken.
+    /// Waits for a slot since they were last taken, of those who have left, too.
     waits: Histogram,
+}
+
+/// A line in which all waits are above the target.
+#[derive(Debug)]
+struct Standing {
+    since: Instant,
+    first_wait: Duration,
+    /// Somebody has left it, or was not let in.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -131,7 +145,15 @@ struct Upstream {
     /// 0: nothing goes there any more.
     slots: usize,
     in_flight: usize,
+    /// Of them, those that no worker has taken: so many slots are not a worker's.
+    unread: usize,
     health: Health,
+}
+
+impl Upstream {
+    fn has_free_slot(&self) -> bool {
+        self.in_flight + self.unread < self.slots
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -161,33 +183,62 @@ impl<W> Queue<W> {
             of_client: HashMap::new(),
             above_share: None,
             newest_first: false,
+            in_order_since: None,
             standing: None,
-            after_stall: false,
+            after_stall: 0,
             service: Service::new(now),
             waits: Histogram::default(),
         }
     }
 
+    /// A slot, if nobody waits and all upstreams are up. What most requests come through, without the
+    /// time.
+    pub(crate) fn enter_at_once(
+        &mut self,
+        again: Option<(Ticket, Index)>,
+    ) -> Option<(Index, Ticket)> {
+        let up = |upstream: &Upstream| matches!(upstream.health, Health::Up);
+        if !self.line.is_empty() || !self.upstreams.iter().all(up) {
+            return None;
+        }
+        let index = self.least_in_flight(again.map(|(_, index)| index), |_| true)?;
+        Some(self.take_at_once(index, again))
+    }
+
+    /// Nobody is overtaken: where a line stands, there is no free slot.
+    fn take_at_once(&mut self, index: Index, again: Option<(Ticket, Index)>) -> (Index, Ticket) {
+        let ticket = self.ticket(again);
+        self.take(index, ticket);
+        self.waits.add(Duration::ZERO);
+        (index, ticket)
+    }
+
+    /// The one that it has, or the next.
+    fn ticket(&mut self, again: Option<(Ticket, Index)>) -> Ticket {
+        again.map(|(ticket, _)| ticket).unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
     /// A slot, a place in the line, or neither.
     pub(crate) fn enter(&mut self, ask: Ask, now: Instant, wake: impl FnOnce() -> W) -> Entered {
-        let again = ask.again.map(|(ticket, _)| ticket);
-        let ticket = again.unwrap_or(self.next);
-        self.next += u64::from(again.is_none());
-        // Nobody overtakes: where a line stands, there is no free slot.
         if self.line.is_empty() {
-            let avoid = ask.again.map(|(_, index)| index);
-            if let Some(index) = self.free(avoid, ask.safe, now) {
-                self.take(index, ticket);
-                self.waits.add(Duration::ZERO);
+            if let Some(index) = self.free(ask.again.map(|(_, index)| index), ask.safe, now) {
+                let (index, ticket) = self.take_at_once(index, ask.again);
                 return Entered::Slot(index, ticket);
             }
-            self.newest_first = false;
+            if std::mem::take(&mut self.newest_first) {
+                self.in_order_since = Some(now);
+            }
             self.standing = None;
-            self.after_stall = self.down_since().is_some();
         }
-        if let (None, Some(refusal)) = (again, self.make_room(ask.client)) {
+        if ask.again.is_none()
+            && let Some(refusal) = self.make_room(ask.client, now)
+        {
             return Entered::Refused(refusal);
         }
+        let ticket = self.ticket(ask.again);
         let client = ask.client.filter(|_| self.rules.max_of_client.is_some());
         self.line.insert(ticket, Waiter { wake: wake(), since: now, client, safe: ask.safe });
         self.count(client);
@@ -197,7 +248,7 @@ impl<W> Queue<W> {
     }
 
     /// Makes room for one more of this client in the line, or says why not.
-    fn make_room(&mut self, client: Option<IpAddr>) -> Option<Refusal> {
+    fn make_room(&mut self, client: Option<IpAddr>, now: Instant) -> Option<Refusal> {
         let waiting = self.line.len();
         if let (Some(client), Some(most)) = (client, self.rules.max_of_client) {
             let own = self.of_client.get(&client).copied().unwrap_or_default();
@@ -206,17 +257,21 @@ impl<W> Queue<W> {
             }
         }
         if let Some(above) = self.above_share.filter(|&above| Some(above) != client) {
-            self.cut_to_share(above);
+            self.cut_to_share(above, now);
         }
         if self.line.len() < self.rules.max_waiting {
             return None;
         }
-        if !self.newest_first || self.line.is_empty() {
-            return Some(Refusal::Full);
+        match self.line.first_key_value() {
+            Some((&oldest, _)) if self.newest_first => {
+                self.call(oldest, Turn::Refused(Refusal::Shed), now);
+                None
+            }
+            _ => {
+                self.loses();
+                Some(Refusal::Full)
+            }
         }
-        let oldest = self.line.first_key_value().map(|(&ticket, _)| ticket)?;
-        self.call(oldest, Turn::Refused(Refusal::Shed));
-        None
     }
 
     fn count(&mut self, client: Option<IpAddr>) {
@@ -230,7 +285,7 @@ impl<W> Queue<W> {
     }
 
     /// Others come now: this client keeps its share, and what it loses is what would go last.
-    fn cut_to_share(&mut self, client: IpAddr) {
+    fn cut_to_share(&mut self, client: IpAddr, now: Instant) {
         self.above_share = None;
         let most = self.rules.max_of_client.unwrap_or(usize::MAX);
         let own = self.line.iter().filter(|(_, waiter)| waiter.client == Some(client));
@@ -239,7 +294,7 @@ impl<W> Queue<W> {
             own.reverse();
         }
         for &ticket in own.iter().skip(most) {
-            self.call(ticket, Turn::Refused(Refusal::Share));
+            self.call(ticket, Turn::Refused(Refusal::Share), now);
         }
     }
 
@@ -257,12 +312,14 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
-    /// Ends a wait.
-    fn call(&mut self, ticket: Ticket, turn: Turn) {
-        if let Some(waiter) = self.remove(ticket) {
-            self.called.insert(ticket, turn);
-            self.to_wake.push(waiter.wake);
-        }
+    /// Ends a wait. Gives its length.
+    fn call(&mut self, ticket: Ticket, turn: Turn, now: Instant) -> Duration {
+        let Some(waiter) = self.remove(ticket) else { return Duration::ZERO };
+        let waited = now - waiter.since;
+        self.waits.add(waited);
+        self.called.insert(ticket, turn);
+        self.to_wake.push(waiter.wake);
+        waited
     }
 
     /// The upstream with the fewest requests that has a free slot; chance breaks a tie. One that is
@@ -270,11 +327,19 @@ impl<W> Queue<W> {
     fn free(&self, avoid: Option<Index>, safe: bool, now: Instant) -> Option<Index> {
         let down = self.down_since().is_some();
         let may = |upstream: &Upstream| match upstream.health {
-            _ if upstream.in_flight >= upstream.slots => false,
             Health::Up => true,
             Health::Down { trying: Some(_), .. } => false,
             Health::Down { again, .. } => down || safe && now >= again,
         };
+        self.least_in_flight(avoid, may)
+    }
+
+    fn least_in_flight(
+        &self,
+        avoid: Option<Index>,
+        may: impl Fn(&Upstream) -> bool,
+    ) -> Option<Index> {
+        let may = |upstream: &Upstream| upstream.has_free_slot() && may(upstream);
         if let [only] = &self.upstreams[..] {
             return may(only).then_some(0);
         }
@@ -298,12 +363,9 @@ impl<W> Queue<W> {
     /// Hands free slots to those who are next.
     fn dispatch(&mut self, now: Instant) {
         while let Some((ticket, index)) = self.next_with_slot(now) {
-            let waited = self.line.get(&ticket).map(|waiter| now - waiter.since);
-            let waited = waited.unwrap_or_default();
-            self.waits.add(waited);
-            self.judge(waited, now);
             self.take(index, ticket);
-            self.call(ticket, Turn::Slot(index));
+            let waited = self.call(ticket, Turn::Slot(index), now);
+            self.judge(ticket, waited, now);
         }
     }
 
@@ -322,49 +384,58 @@ impl<W> Queue<W> {
     }
 
     /// CoDel's test of a standing queue (RFC 8289), on the wait of each who goes: for an interval all
-    /// waited longer than the target, and not less and less.
-    fn judge(&mut self, waited: Duration, now: Instant) {
+    /// waited longer than the target. Chance makes such lines below capacity, too, and they drain:
+    /// so that they keep their order, a line turns round only when it has lost somebody or grows
+    /// beyond chance. As in CoDel, an overload that comes back soon is judged at once.
+    fn judge(&mut self, ticket: Ticket, waited: Duration, now: Instant) {
         if self.newest_first || self.rules.order == QueueOrder::Fifo {
             return;
         }
-        let target = self.service.median.clamp(TARGET, MAX_TARGET);
-        if waited < target || self.down_since().is_some() {
+        if waited < TARGET || ticket < self.after_stall || self.down_since().is_some() {
             self.standing = None;
             return;
         }
-        let (since, first) = *self.standing.get_or_insert((now, waited));
-        let interval =
-            (INTERVAL + target * TARGETS) * if self.after_stall { AFTER_STALL } else { 1 };
-        if now - since >= interval {
-            self.newest_first = waited >= first;
-            self.standing = Some((now, waited));
+        let new = || Standing { since: now, first_wait: waited, lost: false };
+        let standing = self.standing.get_or_insert_with(new);
+        let grown = waited.saturating_sub(standing.first_wait);
+        let long = grown >= LONG.max(self.service.median * LONG_SERVICES);
+        let again = self.in_order_since.is_some_and(|since| now - since < SAME_OVERLOAD);
+        let stands = now - standing.since >= INTERVAL;
+        self.newest_first = stands && (standing.lost || long || again);
+    }
+
+    /// Somebody has left the line unserved, or was not let in.
+    fn loses(&mut self) {
+        if let Some(standing) = &mut self.standing {
+            standing.lost = true;
         }
     }
 
-    /// A request has ended at its upstream. `answered`: how long the app took, if it did.
+    /// A request has ended at its upstream. `answered`: how long the app took, if it did, and when.
+    /// `now` is asked only where somebody waits.
     pub(crate) fn release(
         &mut self,
         index: Index,
         ticket: Ticket,
-        answered: Option<Duration>,
-        now: Instant,
+        answered: Option<(Duration, Instant)>,
+        now: impl FnOnce() -> Instant,
     ) {
         let upstream = &mut self.upstreams[usize::from(index)];
         upstream.in_flight -= 1;
         if let Health::Down { trying, .. } = &mut upstream.health
             && *trying == Some(ticket)
         {
-            // By a connection that was kept.
-            match answered {
-                Some(_) => upstream.health = Health::Up,
-                None => *trying = None,
+            *trying = None;
+            if answered.is_some() {
+                // By a connection that was kept.
+                self.is_up(index);
             }
         }
-        if let Some(time) = answered {
-            self.service.add(time, now);
+        if let Some((took, at)) = answered {
+            self.service.add(took, at);
         }
         if !self.line.is_empty() {
-            self.dispatch(now);
+            self.dispatch(now());
         }
     }
 
@@ -381,10 +452,6 @@ impl<W> Queue<W> {
         match health {
             Health::Up => {
                 *health = Health::Down { since: now, pause: FIRST_PAUSE, again, trying: None };
-                if self.down_since().is_some() {
-                    self.after_stall = true;
-                    self.standing = None;
-                }
             }
             Health::Down { pause, again, trying, .. } if *trying == Some(ticket) => {
                 *pause = if took < AT_ONCE { FIRST_PAUSE } else { LAST_PAUSE.min(*pause * 2) };
@@ -393,20 +460,30 @@ impl<W> Queue<W> {
             }
             Health::Down { .. } => {}
         }
-        if self.down_since().is_some()
-            && let Health::Down { trying: trying @ None, .. } =
-                &mut self.upstreams[usize::from(index)].health
-        {
-            *trying = Some(ticket);
-            return Unreachable::TryAgain;
+        if self.down_since().is_none() {
+            return Unreachable::Move;
         }
-        Unreachable::Move
+        self.standing = None;
+        match &mut self.upstreams[usize::from(index)].health {
+            Health::Down { trying: trying @ None, .. } => {
+                *trying = Some(ticket);
+                Unreachable::TryAgain
+            }
+            _ => Unreachable::Move,
+        }
     }
 
     /// A connect has succeeded where the upstream was down.
     pub(crate) fn reachable(&mut self, index: Index, now: Instant) {
-        self.upstreams[usize::from(index)].health = Health::Up;
+        self.is_up(index);
         self.dispatch(now);
+    }
+
+    fn is_up(&mut self, index: Index) {
+        if self.down_since().is_some() {
+            self.after_stall = self.next;
+        }
+        self.upstreams[usize::from(index)].health = Health::Up;
     }
 
     pub(crate) fn is_down(&self, index: Index) -> bool {
@@ -428,18 +505,42 @@ impl<W> Queue<W> {
     /// Other slots and rules from now on. An upstream keeps its index.
     pub(crate) fn configure(&mut self, slots: &[usize], rules: Rules, now: Instant) {
         self.rules = rules;
+        let was_down = self.down_since().is_some();
         for (index, &slots) in slots.iter().enumerate() {
             match self.upstreams.get_mut(index) {
                 Some(upstream) => upstream.slots = slots,
                 None => {
-                    self.upstreams.push(Upstream { slots, in_flight: 0, health: Health::Up });
+                    let health = Health::Up;
+                    self.upstreams.push(Upstream { slots, in_flight: 0, unread: 0, health });
                 }
             }
         }
         if rules.order == QueueOrder::Fifo {
             self.newest_first = false;
         }
+        if was_down && self.down_since().is_none() {
+            self.after_stall = self.next;
+        }
         self.dispatch(now);
+    }
+
+    /// Other slots from now on, at each upstream that has any.
+    pub(crate) fn set_slots(&mut self, slots: usize, now: Instant) {
+        for upstream in self.upstreams.iter_mut().filter(|upstream| upstream.slots > 0) {
+            upstream.slots = slots;
+        }
+        self.dispatch(now);
+    }
+
+    /// A request that is at this upstream waits there for a worker, or not any more.
+    pub(crate) fn set_unread(&mut self, index: Index, unread: bool, now: Instant) {
+        let upstream = &mut self.upstreams[usize::from(index)];
+        if unread {
+            upstream.unread += 1;
+        } else {
+            upstream.unread -= 1;
+            self.dispatch(now);
+        }
     }
 
     /// What became of this ticket, if anything has.
@@ -449,9 +550,14 @@ impl<W> Queue<W> {
 
     /// The holder of this ticket has left: out of the line, or its slot goes to the next.
     pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) {
-        self.remove(ticket);
-        if let Some(Turn::Slot(index)) = self.called.remove(&ticket) {
-            self.release(index, ticket, None, now);
+        if let Some(waiter) = self.remove(ticket) {
+            let waited = now - waiter.since;
+            self.waits.add(waited);
+            if waited >= TARGET && ticket >= self.after_stall {
+                self.loses();
+            }
+        } else if let Some(Turn::Slot(index)) = self.called.remove(&ticket) {
+            self.release(index, ticket, None, || now);
         }
     }
 
@@ -497,9 +603,10 @@ impl<W> Queue<W> {
         self.upstreams[usize::from(index)].in_flight
     }
 
-    /// Slots of one upstream.
+    /// Slots of one upstream that stand for a worker.
     pub(crate) fn slots(&self, index: Index) -> usize {
-        self.upstreams[usize::from(index)].slots
+        let upstream = &self.upstreams[usize::from(index)];
+        upstream.slots.saturating_sub(upstream.unread)
     }
 }
 

@@ -54,6 +54,15 @@ def stream(environ, query, start_response):
         time.sleep(0.05)
 
 
+def record(environ, query, start_response):
+    """Notes in the file RECORD that it has begun with `id`, then takes `s` seconds."""
+    file = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND)
+    os.write(file, f"{environ['REQUEST_METHOD']} {query['id']}\n".encode())
+    os.close(file)
+    time.sleep(float(query["s"]))
+    return answer(start_response, b"done\n")
+
+
 def die(environ, query, start_response):
     """Kills its own worker: before the answer, or `after` so many bytes of it."""
     after = int(query.get("after", 0))
@@ -83,4 +92,5 @@ ROUTES = {
     "/echo": echo,
     "/stream": stream,
     "/die": die,
+    "/record": record,
 }

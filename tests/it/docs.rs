@@ -28,6 +28,7 @@ struct Block {
     section: String,
 }
 
+/// A page in docs/, or `../README.md`.
 fn read(page: &str) -> String {
     fs::read_to_string(repository().join("docs").join(page)).unwrap()
 }
@@ -351,10 +352,61 @@ fn table_of_http_rules_is_whole() {
 }
 
 #[test]
+fn readme_says_what_can_be_typed() {
+    // Programs that the commands of the README begin with; those with files are looked at below.
+    const PROGRAMS: &[&str] = &["bufproxy", "cargo", "curl", "docker", "heroku", "maturin", "pip"];
+    let mut tried = 0;
+    for block in blocks("../README.md").iter().filter(|block| block.language == "sh") {
+        for line in block.text.lines() {
+            // As a user of the repository, or of the binary.
+            let line = line.split("  ").next().unwrap().replace("cargo run -- ", "bufproxy ");
+            let mut words = line.split(' ').skip_while(|word| word.starts_with("RUSTFLAGS="));
+            let program = words.find(|word| !word.contains('=') && !word.contains('"')).unwrap();
+            assert!(PROGRAMS.contains(&program), "{line}: nobody knows {program}");
+            for file in line.split(' ').filter(|word| word.starts_with("config/")) {
+                assert!(repository().join(file).exists(), "{line}");
+            }
+            if program == "bufproxy" && line != "bufproxy demo" {
+                assert_right(&line, &[]);
+                tried += 1;
+            }
+        }
+    }
+    let procfile = blocks("../README.md").into_iter().find(|block| block.text.starts_with("web: "));
+    let line = procfile.unwrap().text.replace("web: bin/", "");
+    assert_right(line.trim(), HEROKU);
+    assert!(tried > 0);
+
+    let defaults = defaults();
+    let page = read("../README.md");
+    let (_, table) = page.split_once("\n## Options\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 10, "{rows:#?}");
+    for row in rows {
+        let [_, names, said, _, _] = row.split('|').collect::<Vec<_>>()[..] else {
+            panic!("{row}")
+        };
+        let code = |cell: &str| cell.split('`').skip(1).step_by(2).map(String::from).collect();
+        let (names, said): (Vec<String>, Vec<String>) = (code(names), code(said));
+        for name in &names {
+            assert!(defaults.contains_key(name), "{name} is no option: {row}");
+        }
+        // Where each has one, and it is a plain value.
+        if names.len() == said.len() && !["listen", "trust"].contains(&names[0].as_str()) {
+            for (name, said) in names.iter().zip(&said) {
+                assert_eq!(&defaults[name], said, "{name}: {row}");
+            }
+        }
+    }
+}
+
+#[test]
 fn links_lead_somewhere() {
     let mut links = 0;
-    for page in fs::read_dir(repository().join("docs")).unwrap() {
-        let page = page.unwrap().path();
+    let pages = fs::read_dir(repository().join("docs")).unwrap().map(|page| page.unwrap().path());
+    for page in pages.chain(["README.md", "benches/README.md"].map(|page| repository().join(page)))
+    {
         if page.extension().is_none_or(|kind| kind != "md") {
             continue;
         }

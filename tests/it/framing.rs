@@ -49,6 +49,16 @@ const REFUSED: &[(u16, &str, &str)] = &[
     ),
     (
         400,
+        "chunked twice",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        400,
+        "two codings",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        400,
         "TE in HTTP/1.0",
         "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
@@ -73,6 +83,8 @@ const REFUSED: &[(u16, &str, &str)] = &[
     (400, "space in Host", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
     (400, "userinfo in Host", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
     (400, "list in Host", "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
+    (400, "port past 65535", "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n"),
+    (400, "empty Host", "GET / HTTP/1.1\r\nHost:\r\n\r\n"),
     (400, "empty authority", "GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n"),
     // RFC 9112 3: the request line.
     (400, "two spaces", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -86,6 +98,16 @@ const REFUSED: &[(u16, &str, &str)] = &[
     (400, "long version", "GET / HTTP/1.10\r\nHost: a\r\n\r\n"),
     (505, "version 2", "GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
     (501, "CONNECT", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
+    // What comes to the wrong port.
+    (400, "TLS", "\x16\x03\x01\x02\0\x01\0\x01\u{fc}\x03\x03"),
+    (
+        400,
+        "PROXY protocol",
+        "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+    (400, "PROXY protocol, version 2", "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"),
+    (505, "HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    (400, "WebSocket URI", "GET ws://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     (
         417,
         "unknown expectation",
@@ -289,6 +311,14 @@ fn invalid_responses_become_502() {
         "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551620\r\n\r\nabcd",
         "HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 4\r\n\r\nabcd",
         "HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nX: a\rb\r\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nX: a\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nX Y: a\r\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        // A 1xx has no body: what follows it is the next head.
+        "HTTP/1.1 103 Early Hints\r\nContent-Length: 4\r\n\r\nabcdHTTP/1.1 200 OK\r\n\r\n",
     ] {
         let mut client = proxy.connect();
         client.send("POST /invalid HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
@@ -296,6 +326,32 @@ fn invalid_responses_become_502() {
         assert_eq!(client.response().status(), 502, "{invalid:?}");
     }
     assert_eq!(proxy.record("/invalid").get("end"), "invalid_response");
+    // An error of the app's is an answer, whatever its number.
+    for status in ["299", "600", "999"] {
+        let mut client = proxy.connect();
+        client.get("/odd");
+        app.request().0.send(format!("HTTP/1.1 {status} Odd\r\nContent-Length: 3\r\n\r\nodd"));
+        assert_eq!(client.response().line(), format!("HTTP/1.1 {status} Odd"));
+    }
+}
+
+#[test]
+fn body_that_is_broken_where_it_begins_becomes_502() {
+    // Head and body come together: nothing was sent to the client yet.
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--gzip", "6"]);
+    for (i, accepts) in ["", "Accept-Encoding: gzip\r\n"].into_iter().enumerate() {
+        let mut client = proxy.connect();
+        client.send(format!(
+            "POST /broken{i} HTTP/1.1\r\nHost: a\r\n{accepts}Content-Length: 0\r\n\r\n"
+        ));
+        app.request().0.send(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n\
+             not a size\r\n",
+        );
+        assert_eq!(client.response().status(), 502, "{accepts:?}");
+        assert_eq!(proxy.record(&format!("/broken{i}")).get("end"), "invalid_response");
+    }
 }
 
 #[test]

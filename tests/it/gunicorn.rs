@@ -204,13 +204,29 @@ fn socket_need_not_be_named() {
 
 #[test]
 fn master_that_has_executed_itself_anew_is_followed() {
+    executes_itself_anew(true, "");
+}
+
+#[test]
+fn passed_socket_is_there_for_a_new_master_where_pre_exec_puts_it_back() {
+    let put_back = "    os.dup2(server.LISTENERS[0].fileno(), 3)";
+    let docs = std::fs::read_to_string(repository().join("docs/options.md")).unwrap();
+    assert!(docs.contains(put_back.trim()), "it is what the page says");
+    executes_itself_anew(false, &format!("import os\ndef pre_exec(server):\n{put_back}\n"));
+}
+
+/// `named`: gunicorn binds a socket; else it is passed one.
+#[track_caller]
+fn executes_itself_anew(named: bool, conf: &str) {
     let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("gunicorn.conf.py"), conf).unwrap();
     let pids = dir.path().join("pid");
-    let socket = format!("unix:{}", dir.path().join("app.sock").display());
     let mut command = bufproxy(dir.path());
     command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
-    command.args(["--bind", &socket, "--pid"]).arg(&pids).arg("--chdir").arg(repository());
-    command.arg("tests.apps.wsgi:app");
+    if named {
+        command.args(["--bind", &format!("unix:{}", dir.path().join("app.sock").display())]);
+    }
+    command.arg("--pid").arg(&pids).arg("--chdir").arg(repository()).arg("tests.apps.wsgi:app");
     let proxy = open(command, dir);
     let old = master(&pids);
     proxy.signal(Signal::USR2);
@@ -225,6 +241,9 @@ fn master_that_has_executed_itself_anew_is_followed() {
     let mut client = proxy.connect();
     client.get("/");
     assert_eq!(client.response().status(), 200);
+    // It is what signals go to, and whose workers count.
+    proxy.signal(Signal::TTIN);
+    proxy.stderr.wait_for(|line| line == "bufproxy: concurrency 2: the app has 2 workers");
     // It is told to stop as the first one would have been.
     proxy.signal(Signal::TERM);
     let exit = proxy.wait();

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{Client, Proxy, bufproxy, repository, unix_path};
+use crate::support::{Client, Proxy, bufproxy, repository, unix_path, until};
 
 /// bufproxy with `tests/apps/worker.py` as its child; `socket` is the worker's first argument.
 fn command(dir: &TempDir, options: &[&str], socket: &str) -> Command {
@@ -191,6 +191,40 @@ os.wait()
     proxy.stdout.wait_for(|line| line == "got SIGTERM");
     assert_ne!(app(&proxy), old);
     assert_eq!(proxy.stop().code, 0);
+}
+
+#[test]
+fn workers_of_a_master_that_is_killed_at_the_deadline_do_not_outlive_it() {
+    /// A master that ignores TERM, with a worker that does too, and lets its parent go.
+    const MASTER: &str = "
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.environ['LISTEN_PID'] = str(os.getpid())
+    import socket
+    listener = socket.socket(fileno=3)
+    listener.setblocking(True)
+    while True:
+        connection, _ = listener.accept()
+        connection.recv(8192)
+        connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n')
+        connection.close()
+while True:
+    time.sleep(1)
+";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--pass-socket", "on", "--drain-timeout", "500ms"]);
+    command.arg("--upstream").arg(unix_path(&dir)).args(["--", "python3", "-c", MASTER]);
+    let proxy = open(Proxy::spawn(command, dir));
+    let master = app_behind(&proxy).as_raw_nonzero();
+    let worker = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap();
+    let worker = Pid::from_raw(worker.trim().parse().unwrap()).unwrap();
+    proxy.signal(Signal::TERM);
+    proxy.stderr.wait_for(|line| line.starts_with("bufproxy: stopped after "));
+    let stat = format!("/proc/{}/stat", worker.as_raw_nonzero());
+    until(|| std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+    assert_eq!(proxy.wait().code, 0);
 }
 
 #[test]

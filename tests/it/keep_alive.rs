@@ -188,6 +188,27 @@ fn upstream_connection_with_an_unread_body_on_it_is_not_kept() {
 }
 
 #[test]
+fn post_over_tcp_does_not_go_to_a_connection_that_may_be_closing() {
+    // Nothing would prove that no worker has read it, and so it could not be sent again.
+    let app = App::tcp();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.get("/1");
+    let (mut kept, _) = app.request();
+    kept.send(ok("one"));
+    client.response();
+    client.send("POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+    let (mut worker, request) = app.request();
+    assert_eq!(request.target(), "/2");
+    // Not more connections than slots.
+    kept.wait_closed();
+    worker.send(ok("two"));
+    assert_eq!(client.response().text(), "two");
+    client.get("/3");
+    assert_eq!(worker.request().target(), "/3");
+}
+
+#[test]
 fn upstream_connection_that_one_loop_kept_serves_another() {
     let app = App::unix();
     let options = ["--upstream-keepalive", "10s", "--concurrency", "1", "--threads", "2"];

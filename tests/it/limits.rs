@@ -326,6 +326,8 @@ fn client_that_is_idle_longest_makes_room() {
                 idle[i].assert_silent();
             }
             drop(client);
+            // Before that has been seen there would be one too many once more.
+            proxy.wait_parked(8);
             idle[goes] = proxy.connect();
             proxy.wait_parked(9);
         }
@@ -466,4 +468,21 @@ fn upload_does_not_wait_for_memory_for_ever() {
     upload.send("order");
     assert_eq!(upload.response().status(), 503);
     assert_eq!(proxy.record("/upload").get("end"), "spool_full");
+}
+
+#[test]
+fn client_that_sends_on_after_a_refusal_is_not_read_for_ever() {
+    let app = App::unix();
+    for (timeout, least, most) in [("100ms", 0, usize::MAX), ("10m", 16 << 20, 64 << 20)] {
+        let proxy = Proxy::start(&app, &["--linger-timeout", timeout]);
+        let mut client = proxy.connect();
+        client.send("refused\r\n\r\n");
+        assert_eq!(client.response().status(), 400);
+        let (piece, mut sent) = (vec![0; 64 << 10], 0);
+        while client.try_send(&piece).is_ok() {
+            sent += piece.len();
+            assert!(sent < most, "{sent} bytes are read after a refusal");
+        }
+        assert!(sent >= least, "only {sent} bytes are read");
+    }
 }

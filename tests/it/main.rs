@@ -54,6 +54,8 @@ mod retries;
 mod shutdown;
 // A slot lasts as long as its worker works.
 mod slots;
+// Disks fill and fail.
+mod spooling;
 // Streams come as they are made.
 mod streams;
 // A unit with a socket of its own.
@@ -62,3 +64,5 @@ mod systemd;
 mod timeouts;
 // Nothing goes through before the app has agreed.
 mod upgrades;
+// As many slots as workers.
+mod workers;

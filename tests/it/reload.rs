@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::support::{App, Client, GUARD, Proxy, ok};
+use crate::support::{App, Client, GUARD, Proxy, ok, until};
 
 /// A proxy with a configuration file, and where that is.
 fn with_file(app: &App, text: &str) -> (Proxy, PathBuf, tempfile::TempDir) {
@@ -80,6 +80,14 @@ fn log_goes_to_the_new_file_in_the_new_format() {
     fs::write(&file, text("two", "second $status")).unwrap();
     reload(&proxy, 1);
     assert_eq!(post(&proxy, 1), 200);
+    // Nothing holds the old one any more.
+    let open = |file: &Path| {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", proxy.pid().as_raw_nonzero()));
+        let mut links = descriptors.unwrap().map(|entry| fs::read_link(entry.unwrap().path()));
+        links.any(|link| link.is_ok_and(|link| link == file))
+    };
+    assert!(open(&log("two")));
+    until(|| !open(&log("one")));
     proxy.stop();
     assert_eq!(read(&log("one")), "first 200\n");
     assert_eq!(read(&log("two")), "second 200\n");

@@ -280,6 +280,25 @@ fn client_that_leaves_while_the_app_is_away_is_forgotten() {
 }
 
 #[test]
+fn time_of_a_try_that_failed_is_not_time_in_the_queue() {
+    let (one, other) = (App::unix(), App::unix());
+    for app in [&one, &other] {
+        // A worker that dies of it.
+        app.serve(|_, _| std::thread::sleep(Duration::from_millis(100)));
+    }
+    let proxy = Proxy::start(&one, &["--upstream", other.address()]);
+    let mut client = proxy.connect();
+    client.get("/dies");
+    assert_eq!(client.response().status(), 502);
+    let record = proxy.record("/dies");
+    assert_eq!(record.get("retry"), "1");
+    assert!(record.seconds("queue") < record.seconds("connect"), "{record:?}");
+    let phases = ["receive", "queue", "connect", "upstream", "send"];
+    let sum: Duration = phases.iter().map(|name| record.seconds(name)).sum();
+    assert_eq!(record.seconds("service"), sum, "{record:?}");
+}
+
+#[test]
 fn record_of_a_second_try_says_how_long_that_one_took() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

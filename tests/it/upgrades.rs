@@ -14,9 +14,13 @@ fn nothing_goes_through_before_the_101() {
     let (mut worker, _) = app.request();
     proxy.settle();
     worker.assert_open();
-    worker.send("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno");
+    worker.send(
+        "HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: Upgrade\r\n\
+         Content-Length: 2\r\n\r\nno",
+    );
     worker.wait_closed();
-    assert_eq!(client.response().text(), "no");
+    let refusal = client.response();
+    assert_eq!((refusal.text().as_str(), refusal.get("upgrade")), ("no", Some("other")));
     // The connection stays HTTP: what followed was the next request.
     let (worker, request) = app.request();
     assert_eq!(request.target(), "/early");
@@ -162,13 +166,16 @@ fn tunnels_have_a_limit() {
 fn stop_lets_the_app_say_goodbye() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &["--drain-timeout", "300ms", "--idle-grace", "off"]);
-    let (mut client, _worker) = agreed(&app, &proxy);
+    let (mut client, mut worker) = agreed(&app, &proxy);
+    worker.send("hello");
+    assert_eq!(client.exact(5), b"hello");
     proxy.signal(rustix::process::Signal::TERM);
     // It is cut at the deadline, not before, and recorded.
     client.wait_closed();
     let exit = proxy.wait();
     assert_eq!(exit.code, 0);
-    assert!(exit.stdout.iter().any(|line| line.contains("/chat") && line.contains("tunnel=1")));
+    let record = exit.stdout.iter().find(|line| line.contains("/chat")).unwrap();
+    assert!(record.contains("tunnel=1") && record.contains("body_bytes_sent=5 "), "{record}");
 }
 
 #[test]

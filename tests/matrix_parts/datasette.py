@@ -1,28 +1,34 @@
-"""Datasette by its gunicorn plugin: as fast behind bufproxy as bare, and unmoved by slow clients.
+"""Datasette by its gunicorn plugin, loaded by Locust: as fast behind bufproxy as bare, and unmoved by slow
+clients.
 
 The plugin sets an asynchronous worker class in its code, where `concurrency auto` cannot read it, so
 auto must leave the requests unlimited. The ratios are shown; on a busy machine they prove nothing.
 """
 
-import concurrent.futures
 import contextlib
 import http.client
+import json
+import os
 import re
 import socket
 import sqlite3
 import statistics
+import subprocess
 import tempfile
-import time
+
+from real_apps import REPOSITORY
 
 PACKAGES = [
     "datasette==0.65.5", "datasette-gunicorn==0.1.1", "gunicorn==23.0.0", "uvicorn==0.34.3", "setuptools<81",
 ]
 PAGES = ["/my/people.json?_size=20", "/my/people?_size=20", "/my.json?sql=select+count(*)+from+people"]
-CLIENTS, SECONDS, ROUNDS, SLOW = 32, 3, 3, 50
+LOCUST, LOCUSTFILE = "locust==2.47.0", REPOSITORY / "tests" / "apps" / "datasette_load.py"
+USERS, SECONDS, SLOW = 32, 20, 50
 
 
 def run(matrix):
     venv = matrix.venv("datasette", *PACKAGES)
+    locust = matrix.venv("locust", LOCUST) / "bin" / "locust"
     with tempfile.TemporaryDirectory() as directory:
         database = f"{directory}/my.db"
         with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -33,10 +39,10 @@ def run(matrix):
         with datasette(matrix, venv, database) as (proxy, bare):
             matrix.check("concurrency auto is off", concurrency_is_off, proxy)
             matrix.check("the same pages", same_pages, proxy.port, bare)
-            matrix.check("load", load, proxy.port, bare)
+            matrix.check("load", load, locust, proxy.port, bare, 2)
         keep = ["--upstream-keepalive", "3s"]
         with datasette(matrix, venv, database, keep) as (proxy, bare):
-            matrix.check(f"load, {' '.join(keep)}", load, proxy.port, bare)
+            matrix.check(f"load, {' '.join(keep)}", load, locust, proxy.port, bare, 1)
 
 
 @contextlib.contextmanager
@@ -59,39 +65,38 @@ def same_pages(proxied, bare):
         assert one == other and one[0] == 200, (page, one, other)
 
 
-def load(proxied, bare):
-    """Closed loop, by turns bare, proxied, and proxied beside slow clients."""
-    rates = {"bare": [], "alone": [], "disturbed": []}
-    for _ in range(ROUNDS):
-        rates["bare"].append(rate(bare))
-        rates["alone"].append(rate(proxied))
+def load(locust, proxied, bare, rounds):
+    """By turns bare, proxied, and proxied beside slow clients."""
+    runs = {"bare": [], "alone": [], "disturbed": []}
+    for _ in range(rounds):
+        runs["bare"].append(visited(locust, bare))
+        runs["alone"].append(visited(locust, proxied))
         with contextlib.ExitStack() as slow:
             for number in range(SLOW):
                 slow.enter_context(slow_client(proxied, number))
-            rates["disturbed"].append(rate(proxied))
-    bare, alone, disturbed = map(statistics.median, rates.values())
-    kept = f"with {SLOW} slow clients {disturbed / alone:.2f} of that"
-    return f"bare {bare:.0f}/s, behind bufproxy {alone / bare:.2f} of it, {kept}"
+            runs["disturbed"].append(visited(locust, proxied))
+    (rate, wait), (alone, alone_wait), (disturbed, disturbed_wait) = (
+        map(statistics.mean, zip(*of)) for of in runs.values()
+    )
+    return (
+        f"bare {rate:.0f}/s, {wait:.0f} ms on average; behind bufproxy {alone / rate:.2f} and "
+        f"{alone_wait / wait:.2f} of it; with {SLOW} slow clients {disturbed / alone:.2f} and "
+        f"{disturbed_wait / alone_wait:.2f} of that"
+    )
 
 
-def rate(port):
-    """Requests a second of some clients, each with one connection, that ask again when they are answered."""
-
-    def client(number):
-        connection, done = http.client.HTTPConnection("127.0.0.1", port, timeout=20), 0
-        while time.monotonic() < end:
-            connection.request("GET", PAGES[(number + done) % len(PAGES)])
-            response = connection.getresponse()
-            response.read()
-            assert response.status == 200, response.status
-            done += 1
-        return done
-
-    begun = time.monotonic()
-    end = begun + SECONDS
-    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-        done = sum(pool.map(client, range(CLIENTS)))
-    return done / (time.monotonic() - begun)
+def visited(locust, port):
+    """Requests a second of Locust's users, who ask again when they are answered, and the average wait in ms."""
+    size = ["-u", str(USERS), "-r", str(USERS), "-t", f"{SECONDS}s"]
+    command = [locust, "-f", LOCUSTFILE, "-H", f"http://127.0.0.1:{port}", "--headless", *size, "--json"]
+    env = {**os.environ, "PAGES": " ".join(PAGES)}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, (ended.returncode, ended.stderr[-2000:])
+    pages = json.loads(ended.stdout)
+    done, failed = (sum(page[name] for page in pages) for name in ("num_requests", "num_failures"))
+    assert done and not failed, f"{failed} of {done} failed"
+    lasted = max(p["last_request_timestamp"] for p in pages) - min(p["start_time"] for p in pages)
+    return done / lasted, sum(page["total_response_time"] for page in pages) / done
 
 
 def slow_client(port, number):

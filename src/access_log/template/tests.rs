@@ -185,6 +185,40 @@ fn the_docs_have_the_lines_as_they_are() {
 }
 
 #[test]
+fn every_field_of_the_default_line_is_in_the_docs_with_its_source() {
+    let docs = include_str!("../../../docs/log.md");
+    let (_, table) = docs.split_once("## Variables").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let code = |cell: &'static str| cell.split('`').skip(1).step_by(2).collect::<Vec<_>>();
+    let rows: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("| `$"))
+        .map(|line| {
+            let cells: Vec<_> = line.trim_matches('|').split('|').collect();
+            let [names, fields, source] = cells[..] else { panic!("{line}") };
+            assert!(source.trim().len() > 3, "{line}");
+            (code(names), code(fields))
+        })
+        .collect();
+    for name in rows.iter().flat_map(|(names, _)| names) {
+        let name = name.trim_start_matches('$').to_lowercase();
+        let known = variable::lookup(&name).is_some() || variable::CONSTANTS.contains(&&*name);
+        assert!(known, "${name} is in docs/log.md and nowhere else");
+    }
+    let mut fields = 0;
+    for (field, value) in L2MET.split(' ').map(|word| word.split_once('=').unwrap()) {
+        let field = field.replace("$log_name", "NAME");
+        let name = format!("${}", value.trim_matches('"').split('$').nth(1).unwrap());
+        let is_there = rows.iter().any(|(names, fields)| {
+            names.contains(&name.as_str()) && fields.contains(&field.as_str())
+        });
+        assert!(is_there, "{field} ({name}) is not in docs/log.md");
+        fields += 1;
+    }
+    assert_eq!(fields, 20);
+}
+
+#[test]
 fn a_template_has_nginxs_variables() {
     let mut record = seed();
     record.head = head(
@@ -214,6 +248,7 @@ fn a_template_has_nginxs_variables() {
         ),
         ("$http_x_no_such $content_length", "- -"),
         ("$sent_http_server $upstream_http_etag $sent_http_date", "gunicorn \\x22x\\x22 -"),
+        ("$http_referer $http_x_forwarded_for", "http://r/?q=1 1.1.1.1, 2.2.2.2"),
         ("$status $body_bytes_sent $bytes_sent $request_length", "200 12666 12900 612"),
         ("$request_time $upstream_response_time", "0.133 0.025"),
         ("$upstream_connect_time $upstream_header_time", "0.003 0.024"),

@@ -17,7 +17,7 @@ fn pipe(backlog: usize) -> (io::PipeReader, io::PipeWriter, LogWriter) {
 
 /// Lines that this log has lost and not yet reported.
 fn lost(log: &LogWriter) -> u64 {
-    log.shared.as_ref().unwrap().lock().lost
+    log.handle.as_ref().unwrap().0.lock().lost
 }
 
 #[test]
@@ -32,6 +32,20 @@ fn close_writes_everything_and_takes_nothing_more() {
     assert!(log.close(LONG));
     log.push(b"three");
     assert_eq!(fs::read_to_string(path).unwrap(), "before\none\ntwo\n");
+}
+
+#[test]
+fn a_log_that_nobody_has_any_more_is_written_and_ends() {
+    let (mut reader, writer, log) = pipe(BACKLOG);
+    drop(writer);
+    log.push(b"one");
+    drop(log.clone());
+    log.push(b"two");
+    drop(log);
+    // Its end comes when the thread has closed the descriptor.
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "one\ntwo\n");
 }
 
 #[test]

@@ -276,6 +276,7 @@ fn absolute_form_is_cut_to_authority_and_path() {
         "http://user:pass@b.test/",
         "http://b.test:80:90/",
         "http://b.test:x/",
+        "http://b.test:65536/",
         "http://[::1/",
         "http:/b.test/",
         "ftp://b.test/",
@@ -306,6 +307,8 @@ fn host_is_there_once_and_valid() {
         "a",
         "a.test:80",
         "a.test:",
+        "a.test:65535",
+        "a.test:00080",
         "A-b_c~1.test",
         "127.0.0.1:8000",
         "[::1]",
@@ -326,6 +329,9 @@ fn host_is_there_once_and_valid() {
         "user@host.test",
         "a.test:80:90",
         "a.test:8o",
+        "a.test:65536",
+        "a.test:99999999999999999999",
+        "[::1]:65536",
         "a.test#x",
         "a<b>.test",
         "a.test/x",
@@ -564,6 +570,14 @@ fn connection_names_are_listed_beyond_the_options() {
 }
 
 #[test]
+fn connection_names_are_bounded() {
+    let lines = |count: usize| format!("Connection: close{}\r\n", ",x".repeat(count));
+    assert_eq!(accept(get(&lines(100))).connection_names.len(), 100);
+    assert_eq!(refuse(get(&lines(101))), BadRequest);
+    assert_eq!(refuse(get(&lines(60).repeat(2))), BadRequest);
+}
+
+#[test]
 fn expectation_is_100_continue_or_417() {
     for (input, expected) in [
         (post("Expect: 100-continue\r\nContent-Length: 5\r\n"), Ok(true)),
@@ -591,6 +605,7 @@ fn upgrade_needs_both_fields_and_http_11_and_no_body() {
         (get("Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\n"), true),
         (post(&format!("{BOTH}Content-Length: 0\r\n")), true),
         (get("Upgrade: websocket\r\n"), false),
+        (get("Connection: Upgrade\r\nUpgrade:\r\n"), false),
         (get("Connection: Upgrade\r\n"), false),
         (post(&format!("{BOTH}Content-Length: 5\r\n")), false),
         (post(&format!("{BOTH}Transfer-Encoding: chunked\r\n")), false),

@@ -247,6 +247,7 @@ fn connection_names_are_listed() {
     let head = accept(ok("Connection: X-Hop, keep-alive, Upgrade, Set-Cookie\r\n"));
     let names: Vec<_> = head.connection_names.iter().map(|name| name.of(&head.bytes)).collect();
     assert_eq!(names, [&b"X-Hop"[..], b"Set-Cookie"]);
+    assert_refused(ok(&format!("Connection: {}\r\n", "x,".repeat(101))));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! No thread, no clock: a heap of events, many seeds.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use super::*;
 
@@ -46,6 +46,8 @@ struct Site {
     work: Work,
     /// Arrivals, as a multiple of what the workers can do.
     load: f64,
+    /// They come at even times, not by chance.
+    even: bool,
     /// Seconds.
     patience: f64,
     order: QueueOrder,
@@ -53,6 +55,8 @@ struct Site {
     dying: f64,
     /// The app is away from, and until.
     away: (f64, f64),
+    /// The machine is busy: once in a while, of this mean, the proxy sees nothing for so long.
+    stalls: (f64, f64),
     seconds: f64,
 }
 
@@ -60,12 +64,60 @@ const SITE: Site = Site {
     workers: 4,
     work: Work::Fixed(0.1),
     load: 1.0,
+    even: false,
     patience: 1.0,
     order: QueueOrder::Adaptive,
     dying: 0.0,
     away: (0.0, 0.0),
+    stalls: (0.0, 0.0),
     seconds: 120.0,
 };
+
+impl Site {
+    /// Answers in time that the workers could have given until the load ends.
+    fn capacity(self) -> f64 {
+        self.seconds * self.workers as f64 / self.work.mean()
+    }
+
+    /// The work of one request and the time to the next one: of one seed the same for all policies.
+    fn next(self, random: &mut fastrand::Rng) -> (u64, u64) {
+        let mean = self.work.mean() / (self.load * self.workers as f64);
+        let times = if self.even { 1.0 } else { -(1.0 - random.f64()).ln() };
+        (micros(self.work.one(random)), micros(mean * times).max(1))
+    }
+}
+
+fn micros(seconds: f64) -> u64 {
+    (seconds * 1e6) as u64
+}
+
+/// When the proxy sees what happens.
+struct Machine {
+    random: fastrand::Rng,
+    stalls: (f64, f64),
+    stall: (u64, u64),
+}
+
+impl Machine {
+    fn new(site: Site, seed: u64) -> Machine {
+        let random = fastrand::Rng::with_seed(!seed);
+        let never = (u64::MAX, u64::MAX);
+        let mut machine = Machine { random, stalls: site.stalls, stall: never };
+        if site.stalls.0 > 0.0 {
+            machine.stall = (0, 0);
+        }
+        machine
+    }
+
+    fn sees(&mut self, now: u64) -> u64 {
+        while now >= self.stall.1 {
+            let begin = -(1.0 - self.random.f64()).ln() * self.stalls.0;
+            let begin = self.stall.1 + micros(begin);
+            self.stall = (begin, begin + micros(self.random.f64() * self.stalls.1));
+        }
+        if now >= self.stall.0 { self.stall.1 } else { now }
+    }
+}
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -80,7 +132,7 @@ struct Outcome {
     longest_wait: f64,
     /// Requests that went before one that had come earlier.
     overtook: usize,
-    /// Answers in time, of what the workers could have done.
+    /// Answers in time while the load lasted, of what the workers could have done.
     goodput: f64,
 }
 
@@ -102,36 +154,45 @@ enum Event {
 
 fn run(site: Site, seed: u64) -> Outcome {
     let mut random = fastrand::Rng::with_seed(seed);
+    let mut machine = Machine::new(site, seed);
     let start = Instant::now();
     let at = |micros: u64| start + Duration::from_micros(micros);
-    let micros = |seconds: f64| (seconds * 1e6) as u64;
     let rules = Rules { max_waiting: 2048, order: site.order, max_of_client: None };
     let mut q: Queue<Ticket> = Queue::new(rules, start);
     q.configure(&[site.workers], rules, start);
 
-    let rate = site.load * site.workers as f64 / site.work.mean();
     let mut out = Outcome::default();
     let mut events = BinaryHeap::from([Reverse((0, Event::Arrives))]);
     let (mut arrived, mut waiting) = (HashMap::new(), HashMap::new());
+    let (mut works, mut begun) = (HashMap::new(), HashMap::new());
+    let mut dying = fastrand::Rng::with_seed(seed + 1);
     let mut last_started = 0;
     let mut busy = 0;
-    while let Some(Reverse((now, event))) = events.pop() {
+    while let Some(Reverse((happened, event))) = events.pop() {
+        let now = machine.sees(happened);
         let time = at(now);
         let mut started = Vec::new();
         match event {
             Event::Arrives => {
-                if now < micros(site.seconds) {
-                    let gap = -(1.0 - random.f64()).ln() / rate;
-                    events.push(Reverse((now + micros(gap).max(1), Event::Arrives)));
+                let (work, gap) = site.next(&mut random);
+                if happened < micros(site.seconds) {
+                    events.push(Reverse((happened + gap, Event::Arrives)));
                 }
                 out.came += 1;
                 let ticket = q.next;
-                arrived.insert(ticket, now);
-                match q.enter(Ask { safe: true, ..Ask::default() }, time, || ticket) {
+                arrived.insert(ticket, happened);
+                works.insert(ticket, work);
+                let ask = Ask { safe: true, ..Ask::default() };
+                let entered = match q.enter_at_once(None) {
+                    Some((index, ticket)) => Entered::Slot(index, ticket),
+                    None => q.enter(ask, time, || ticket),
+                };
+                match entered {
                     Entered::Slot(index, ticket) => started.push((index, ticket)),
                     Entered::Waiting(ticket) => {
                         waiting.insert(ticket, now);
-                        events.push(Reverse((now + micros(site.patience), Event::Leaves(ticket))));
+                        let leaves = happened + micros(site.patience);
+                        events.push(Reverse((leaves, Event::Leaves(ticket))));
                     }
                     Entered::Refused(_) => out.refused += 1,
                 }
@@ -148,11 +209,12 @@ fn run(site: Site, seed: u64) -> Outcome {
                 let took = (now - arrived[&ticket]) as f64 / 1e6;
                 if took <= site.patience {
                     out.in_time.push(took);
+                    out.goodput += f64::from(now <= micros(site.seconds)) / site.capacity();
                 } else {
                     out.in_vain += 1;
                 }
-                let work = Duration::from_secs_f64(site.work.mean());
-                q.release(index, ticket, Some(work), time);
+                let work = Duration::from_micros(happened - begun[&ticket]);
+                q.release(index, ticket, Some((work, time)), || time);
             }
         }
         loop {
@@ -161,7 +223,7 @@ fn run(site: Site, seed: u64) -> Outcome {
                 match q.turn(ticket) {
                     Some(Turn::Slot(index)) => {
                         let wait = (now - since) as f64 / 1e6;
-                        assert!(wait <= site.patience, "served after leaving");
+                        assert!(wait <= site.patience + site.stalls.1, "served after leaving");
                         out.longest_wait = out.longest_wait.max(wait);
                         started.push((index, ticket));
                     }
@@ -180,7 +242,7 @@ fn run(site: Site, seed: u64) -> Outcome {
                         events.push(Reverse((now + 50_000, Event::Retry(index, ticket))));
                     }
                     Unreachable::Move => {
-                        q.release(index, ticket, None, time);
+                        q.release(index, ticket, None, || time);
                         let ask =
                             Ask { safe: true, again: Some((ticket, index)), ..Ask::default() };
                         match q.enter(ask, time, || ticket) {
@@ -200,11 +262,12 @@ fn run(site: Site, seed: u64) -> Outcome {
             }
             out.overtook += usize::from(ticket < last_started);
             last_started = last_started.max(ticket);
-            let dies = random.f64() < site.dying;
-            let work = site.work.one(&mut random) * if dies { 0.5 } else { 1.0 };
+            begun.insert(ticket, now);
+            let dies = dying.f64() < site.dying;
+            let work = if dies { works[&ticket] / 2 } else { works[&ticket] };
             busy += 1;
             assert!(busy <= site.workers);
-            events.push(Reverse((now + micros(work), Event::Done(index, ticket))));
+            events.push(Reverse((now + work, Event::Done(index, ticket))));
         }
         let down = q.down_since().is_some();
         assert!(down || q.in_flight(0) == busy);
@@ -214,20 +277,111 @@ fn run(site: Site, seed: u64) -> Outcome {
     assert_eq!(q.in_flight(0), 0, "a slot has leaked");
     let ended = out.in_time.len() + out.in_vain + out.left_the_line + out.refused;
     assert_eq!(ended, out.came, "a request was lost");
-    let capacity = site.seconds * site.workers as f64 / site.work.mean();
-    out.goodput = out.in_time.len() as f64 / capacity;
     out
 }
+
+/// Who is next, where a model of its own says what other policies would give.
+#[derive(Clone, Copy, Debug)]
+enum Policy {
+    OldestFirst,
+    NewestFirst,
+    /// The oldest that has this much left of its patience, which no proxy knows; else the newest.
+    InTime(f64),
+}
+
+/// The goodput of another policy at the same site: clients, a line, workers, nothing else.
+fn goodput_of(policy: Policy, site: Site, seed: u64) -> f64 {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let patience = micros(site.patience);
+    let mut next_arrival = 0;
+    // When each came, and its work.
+    let mut line = VecDeque::<(u64, u64)>::new();
+    let mut free_at = BinaryHeap::from(vec![Reverse(0); site.workers]);
+    let mut in_time = 0;
+    // Each turn of this loop is one request begun by the worker that is free first.
+    while let Some(Reverse(free)) = free_at.pop() {
+        let mut now = free;
+        while next_arrival <= now || line.is_empty() {
+            now = now.max(next_arrival);
+            let (work, gap) = site.next(&mut random);
+            line.push_back((next_arrival, work));
+            next_arrival += gap;
+        }
+        if now >= micros(site.seconds) {
+            break;
+        }
+        while line.front().is_some_and(|(came, _)| came + patience < now) {
+            line.pop_front();
+        }
+        let next = match policy {
+            Policy::OldestFirst => line.pop_front(),
+            Policy::NewestFirst => line.pop_back(),
+            Policy::InTime(left) => {
+                let next = line.partition_point(|(came, _)| came + patience < now + micros(left));
+                line.remove(next).or_else(|| line.pop_back())
+            }
+        };
+        let Some((came, work)) = next else {
+            free_at.push(Reverse(now));
+            continue;
+        };
+        let done = now + work;
+        in_time += u32::from(done <= came + patience && done <= micros(site.seconds));
+        free_at.push(Reverse(done));
+    }
+    f64::from(in_time) / site.capacity()
+}
+
+/// Other seeds than those that the constants were chosen with: those are below 100.
+const SEEDS: std::ops::Range<u64> = 1000..1003;
 
 #[test]
 fn in_overload_nine_tenths_of_the_work_is_for_clients_that_still_wait() {
     for load in [1.2, 2.0, 3.0, 5.0, 10.0] {
         for patience in [0.5, 1.0, 2.0, 5.0, 10.0] {
-            let site = Site { load, patience, ..SITE };
-            for seed in 0..5 {
+            for seed in SEEDS {
+                let site = Site { load, patience, seconds: 60.0, ..SITE };
                 let out = run(site, seed);
-                assert!(out.goodput >= 0.9, "{load} {patience} {seed}: {}", out.goodput);
-                assert!(load != 3.0 || out.percentile(0.5) < 0.5, "{patience} {seed}");
+                assert!(out.goodput >= 0.9, "{} {site:?} {seed}", out.goodput);
+                assert!(load != 3.0 || out.percentile(0.5) < 0.5, "{site:?} {seed}");
+            }
+        }
+    }
+}
+
+/// `cargo test --release --lib simulation -- --ignored`
+#[test]
+#[ignore = "a minute of release build"]
+fn in_overload_at_many_sites() {
+    for workers in [1, 2, 4, 16, 64] {
+        for time in [0.02, 0.1] {
+            for load in [1.2, 3.0, 10.0] {
+                for patience in [0.5, 1.0, 10.0] {
+                    let work = Work::Fixed(time);
+                    let site = Site { load, patience, workers, work, seconds: 30.0, ..SITE };
+                    for seed in 1000..1000 + 400 / workers as u64 {
+                        let ours = run(site, seed).goodput;
+                        // One or two workers are idle now and then at 1.2 times their load.
+                        let most = goodput_of(Policy::NewestFirst, site, seed);
+                        assert!(ours >= 0.9_f64.min(0.95 * most), "{ours} {most} {site:?} {seed}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_busy_machine_does_not_bring_an_overload_back_into_order() {
+    for load in [1.2, 3.0] {
+        for stalls in [(1.0, 0.3), (0.3, 0.1), (3.0, 0.6)] {
+            let site = Site { load, stalls, even: true, seconds: 60.0, ..SITE };
+            for seed in SEEDS {
+                let ours = run(site, seed);
+                // What is missing is the time that the workers wait for the proxy.
+                assert!(ours.goodput >= 0.6, "{} {site:?} {seed}", ours.goodput);
+                let fifo = run(Site { order: QueueOrder::Fifo, ..site }, seed);
+                assert!(fifo.goodput < 0.2, "{} {site:?} {seed}", fifo.goodput);
             }
         }
     }
@@ -241,34 +395,40 @@ fn in_order_an_overload_answers_almost_nobody() {
 }
 
 #[test]
-fn in_overload_work_of_very_different_length_is_no_worse_than_in_order() {
-    for load in [1.2, 2.0, 3.0, 10.0] {
-        for patience in [0.5, 1.0, 5.0] {
+fn work_of_very_different_length_is_served_nearly_as_well_as_by_the_best_policy() {
+    for load in [1.05, 1.2, 3.0, 10.0] {
+        for patience in [0.5, 1.0, 10.0] {
             let site = Site { load, patience, work: Work::Spread(0.05, 1.0), ..SITE };
-            let goodput =
-                |order| (0..5).map(|n| run(Site { order, ..site }, n).goodput).sum::<f64>();
-            let (ours, fifo) = (goodput(QueueOrder::Adaptive), goodput(QueueOrder::Fifo));
-            assert!(ours >= fifo, "{load} {patience}: {ours} {fifo}");
+            let mean = |of: &dyn Fn(u64) -> f64| SEEDS.map(of).sum::<f64>() / SEEDS.count() as f64;
+            let ours = mean(&|seed| run(site, seed).goodput);
+            for policy in [
+                Policy::OldestFirst,
+                Policy::NewestFirst,
+                Policy::InTime(0.05),
+                Policy::InTime(0.2),
+                Policy::InTime(0.4),
+            ] {
+                let other = mean(&|seed| goodput_of(policy, site, seed));
+                assert!(ours >= 0.95 * other, "{load} {patience}: {ours} {policy:?} {other}");
+            }
         }
     }
 }
 
 #[test]
 fn below_capacity_the_order_is_that_of_coming() {
-    for load in [0.3, 0.6] {
-        for seed in 0..10 {
-            let site = Site { load, patience: 1e3, ..SITE };
-            let ours = run(site, seed);
-            let fifo = run(Site { order: QueueOrder::Fifo, ..site }, seed);
-            assert_eq!(ours.overtook, 0, "{load} {seed}");
-            assert_eq!(ours.in_time, fifo.in_time);
+    for workers in [1, 2, 4, 16, 64] {
+        for load in [0.5, 0.8] {
+            for seed in SEEDS {
+                let seconds = 600.0 / workers as f64;
+                let site = Site { load, workers, patience: 1e3, seconds, ..SITE };
+                let ours = run(site, seed);
+                let fifo = run(Site { order: QueueOrder::Fifo, ..site }, seed);
+                assert_eq!(ours.overtook, 0, "{site:?} {seed}");
+                assert_eq!(ours.in_time, fifo.in_time);
+            }
         }
     }
-    // Near it, a line stands now and then for as long as in an overload.
-    let near = (0..10).map(|seed| run(Site { load: 0.8, patience: 1e3, ..SITE }, seed));
-    let (overtook, came) =
-        near.fold((0, 0), |(overtook, came), out| (overtook + out.overtook, came + out.came));
-    assert!(overtook * 50 < came, "{overtook} of {came}");
 }
 
 #[test]

@@ -4,6 +4,9 @@ use super::*;
 struct At {
     q: Queue<u32>,
     now: Instant,
+    /// What `let_stand` leaves.
+    held: (Index, Ticket),
+    line: std::collections::VecDeque<Ticket>,
 }
 
 fn rules(max_waiting: usize) -> Rules {
@@ -18,7 +21,7 @@ fn with_rules(upstreams: usize, slots: usize, rules: Rules) -> At {
     let now = Instant::now();
     let mut q = Queue::new(rules, now);
     q.configure(&vec![slots; upstreams], rules, now);
-    At { q, now }
+    At { q, now, held: (0, 0), line: Default::default() }
 }
 
 const GET: Ask = Ask { client: None, safe: true, again: None };
@@ -29,8 +32,12 @@ fn from(last: u8) -> Ask {
 }
 
 impl At {
+    /// As `Upstreams::enter` does it.
     fn ask(&mut self, ask: Ask) -> Entered {
-        self.q.enter(ask, self.now, || 0)
+        match self.q.enter_at_once(ask.again) {
+            Some((index, ticket)) => Entered::Slot(index, ticket),
+            None => self.q.enter(ask, self.now, || 0),
+        }
     }
     #[track_caller]
     fn slot(&mut self, ask: Ask) -> (Index, Ticket) {
@@ -47,7 +54,7 @@ impl At {
         }
     }
     fn release(&mut self, (index, ticket): (Index, Ticket)) {
-        self.q.release(index, ticket, None, self.now);
+        self.q.release(index, ticket, None, || self.now);
     }
     fn leave(&mut self, ticket: Ticket) {
         self.q.leave(ticket, self.now);
@@ -80,6 +87,18 @@ impl At {
                 held = (0, next);
             }
         }
+        self.held = held;
+        self.line = line;
+    }
+    /// The longest waiter leaves, the next one goes.
+    fn lose(&mut self) {
+        let gone = self.line.pop_front().unwrap();
+        self.leave(gone);
+        let held = self.held;
+        self.release(held);
+        let next = self.line.pop_front().unwrap();
+        assert!(self.has_slot(next));
+        self.held = (0, next);
     }
 }
 
@@ -93,6 +112,41 @@ fn a_freed_slot_goes_to_the_one_that_has_waited_longest() {
     assert_eq!(at.q.turn(second), None);
     assert_eq!(at.q.turn(first), Some(Turn::Slot(0)));
     assert_eq!(at.q.in_flight(0), 1);
+}
+
+#[test]
+fn a_wait_counts_however_it_ends() {
+    let mut at = with_rules(1, 1, Rules { max_of_client: Some(1), ..rules(2) });
+    let held = at.slot(from(1));
+    let (leaves, goes) = (at.wait(from(2)), at.wait(from(3)));
+    at.pass(1000);
+    at.leave(leaves);
+    at.release(held);
+    assert!(at.has_slot(goes));
+    let waits = at.q.take_waits();
+    assert_eq!(waits.total(), 3);
+    assert_eq!(waits.percentile(33), Some(Duration::ZERO));
+    assert!(waits.percentile(66).unwrap() > Duration::from_millis(800));
+}
+
+#[test]
+fn who_came_while_the_app_was_away_is_no_evidence() {
+    // One slot, an app that is away for a while: its line is long, and clients leave it.
+    let mut at = queue(1, 1, 1000);
+    let held = at.slot(GET);
+    assert_eq!(at.unreachable(held), Unreachable::TryAgain);
+    let line: Vec<Ticket> = (0..50).map(|_| at.wait(GET)).collect();
+    at.pass(5000);
+    at.q.reachable(0, at.now);
+    let mut held = held;
+    for pair in line.chunks(2) {
+        at.leave(pair[0]);
+        at.pass(100);
+        at.release(held);
+        assert!(at.has_slot(pair[1]));
+        assert!(!at.q.newest_first());
+        held = (0, pair[1]);
+    }
 }
 
 #[test]
@@ -162,50 +216,93 @@ fn an_upstream_that_was_taken_out_gets_nothing_more() {
 fn a_line_that_stands_is_served_from_its_end_until_it_is_empty() {
     let mut at = queue(1, 1, 100);
     at.let_stand(300, 1200);
+    assert!(!at.q.newest_first(), "nobody has left it");
+    at.lose();
     assert!(at.q.newest_first());
     let (oldest, newest) = (at.wait(GET), at.wait(GET));
-    let mut held = at.q.next - 1;
-    // Whoever holds the slot now: it is the only one of the line's length that is not in it.
-    at.q.upstreams[0].in_flight -= 1;
-    at.q.dispatch(at.now);
+    at.release(at.held);
     assert!(at.has_slot(newest));
     assert!(!at.has_slot(oldest));
-    // Everyone but one leaves, who then goes: the line has been empty.
+    // Everyone goes: the line has been empty.
+    let mut held = newest;
     while at.q.waiting() > 0 {
-        at.release((0, newest.max(held)));
-        held = 0;
-        let next = *at.q.called.first_key_value().unwrap().0;
-        assert!(at.has_slot(next));
+        at.release((0, held));
+        held = *at.q.called.first_key_value().unwrap().0;
+        assert!(at.has_slot(held));
     }
     let (first, second) = (at.wait(GET), at.wait(GET));
-    at.release((0, 0));
+    at.release((0, held));
     assert!(at.has_slot(first));
     assert!(!at.has_slot(second));
+}
+
+#[test]
+fn a_line_that_stands_again_soon_is_the_same_overload() {
+    let mut at = queue(1, 1, 100);
+    at.let_stand(300, 1200);
+    at.lose();
+    let empty = |at: &mut At| {
+        at.release(at.held);
+        while at.q.waiting() > 0 {
+            let next = *at.q.called.first_key_value().unwrap().0;
+            assert!(at.has_slot(next));
+            at.release((0, next));
+        }
+        let last = *at.q.called.first_key_value().unwrap().0;
+        assert!(at.has_slot(last));
+        at.release((0, last));
+    };
+    empty(&mut at);
+    at.let_stand(300, 1200);
+    assert!(at.q.newest_first(), "though nobody has left it");
+}
+
+#[test]
+fn a_line_that_grows_and_grows_turns_round_before_anyone_has_left_it() {
+    let mut at = queue(1, 1, 1000);
+    let mut held = at.slot(GET);
+    let mut line = std::collections::VecDeque::new();
+    // Two come while one goes: the wait grows by a half of the time.
+    for step in 0..100 {
+        for _ in 0..2 {
+            line.push_back(at.wait(GET));
+        }
+        at.pass(100);
+        at.release(held);
+        let next = line.pop_front().unwrap();
+        assert!(at.has_slot(next));
+        held = (0, next);
+        if at.q.newest_first() {
+            assert!((55..70).contains(&step), "{step}");
+            return;
+        }
+    }
+    panic!("in order for ever");
 }
 
 #[test]
 fn fifo_stays_fifo_however_long_the_line_stands() {
     let mut at = with_rules(1, 1, Rules { order: QueueOrder::Fifo, ..rules(100) });
     at.let_stand(300, 5000);
+    at.lose();
     assert!(!at.q.newest_first());
 }
 
 #[test]
 fn waits_below_the_target_are_no_standing_line() {
     let mut at = queue(1, 1, 100);
-    at.let_stand(50, 5000);
-    assert!(!at.q.newest_first());
-}
-
-#[test]
-fn what_is_usual_for_the_app_is_no_standing_line() {
-    let mut at = queue(1, 1, 100);
-    for _ in 0..3 {
-        at.pass(1100);
-        at.q.service.add(Duration::from_millis(400), at.now);
+    let mut held = at.slot(GET);
+    for _ in 0..100 {
+        let (next, leaves) = (at.wait(GET), at.wait(GET));
+        at.pass(99);
+        at.leave(leaves);
+        let stays = at.wait(GET);
+        at.release(held);
+        assert!(at.has_slot(next));
+        assert!(!at.q.newest_first());
+        at.leave(stays);
+        held = (0, next);
     }
-    at.let_stand(300, 5000);
-    assert!(!at.q.newest_first());
 }
 
 #[test]
@@ -238,6 +335,7 @@ fn a_line_that_drains_is_served_in_order() {
 fn full_line_that_stands_refuses_the_oldest() {
     let mut at = queue(1, 1, 10);
     at.let_stand(300, 1200);
+    at.lose();
     while at.q.waiting() < 10 {
         at.wait(GET);
     }

@@ -104,7 +104,9 @@ pub fn response_head(data: &[u8]) {
     assert!(!(head.body == ResponseBody::Close && head.keep_alive));
 
     let mut out = Vec::new();
-    if head.is_informational() {
+    if head.status == 101 {
+        client_head::write_switching(&mut out, &head);
+    } else if head.is_informational() {
         client_head::write_informational(&mut out, &head);
     } else {
         let framing = match head.body {
@@ -126,7 +128,7 @@ pub fn response_head(data: &[u8]) {
 }
 
 /// A chunked body: any split gives the same payload, trailers and verdict; what was decoded, encoded
-/// again, is the same body.
+/// again, is the same body; its trailers end a body that has one end.
 pub fn chunked(data: &[u8]) {
     let whole = dechunk(data, std::iter::repeat(data.len()));
     for size in [1, 2, 3, 7] {
@@ -150,6 +152,21 @@ pub fn chunked(data: &[u8]) {
     encoded.extend_from_slice(LAST_CHUNK);
     let again = dechunk(&encoded, std::iter::repeat(5));
     assert_eq!(again, Ok((payload, Vec::new(), encoded.len(), true)));
+
+    // Whatever trailers come, the client gets an end, and none that would change the message.
+    let last =
+        client_head::last_chunk(&ResponseHead::default(), if done { &trailers } else { b"" });
+    let (payload, passed, used, ended) = dechunk(&last, std::iter::repeat(5)).unwrap();
+    assert!(payload.is_empty() && used == last.len() && ended);
+    for line in passed.split_inclusive(|&b| b == b'\n') {
+        let name = &line[..line.iter().position(|&b| b == b':').unwrap()];
+        use FieldId::{
+            Connection, ContentLength, Host, KeepAlive, Trailer, TransferEncoding, Upgrade,
+        };
+        let forbidden =
+            [Connection, ContentLength, Host, KeepAlive, Trailer, TransferEncoding, Upgrade];
+        assert!(!forbidden.contains(&FieldId::of(name)));
+    }
 }
 
 /// A log template, and behind its line a request: a line is one line, has an end, and holds nothing

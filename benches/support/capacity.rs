@@ -1,0 +1,114 @@
+//! Capacity: 5,000 clients that stall in each of the four ways a client can, all at once, and what
+//! that does to eight fast ones and to the proxy's memory. bufproxy has the memory budget that it
+//! gives itself in a container of 64 MB.
+
+use std::cell::Cell;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+
+use super::app::{App, Upstream};
+use super::load::{self, Client, block_on};
+use super::memory::{self, MEGABYTE};
+use super::proxies::{Kind, Proxy};
+use super::table::{figure, markdown};
+
+const STALLED: usize = 5000;
+const FAST: usize = 8;
+const OPTIONS: &[&str] = &["--memory", "4m", "--spool-max", "8g"];
+const SETTLE: Duration = Duration::from_secs(4);
+const SAMPLE: Duration = Duration::from_millis(50);
+
+/// Gives the table.
+pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String> {
+    let app = App::start(dir, Upstream::ConnectionPerRequest)?;
+    let window = Duration::from_secs(if quick { 1 } else { 4 });
+    let mut rows = Vec::new();
+    for kind in kinds {
+        let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", OPTIONS, dir)?;
+        let row = block_on(one(&proxy, window))?;
+        eprintln!("{row:?}");
+        rows.push(row);
+    }
+    let columns = [
+        "5,000 stalled clients",
+        "fast requests/s alone",
+        "with them",
+        "kept",
+        "fast failed",
+        "most memory, MiB",
+    ];
+    Ok(markdown(&columns.map(String::from), &rows))
+}
+
+async fn one(proxy: &Proxy, window: Duration) -> io::Result<Vec<String>> {
+    let most = Rc::new(Cell::new(0));
+    let watch = async {
+        loop {
+            most.set(most.get().max(proxy.process.resident()));
+            sleep(SAMPLE).await;
+        }
+    };
+    let work = async {
+        let (before, _) = fast(proxy, window).await?;
+        let part = STALLED / 4;
+        let (get, post) = (load::get("/1048576"), load::post("/100", 2 * MEGABYTE, MEGABYTE));
+        let head = load::get("/100");
+        let readers = memory::partial(proxy, part, get).await?;
+        let uploads = memory::partial(proxy, part, post).await?;
+        let idle = memory::idle(proxy, part).await?;
+        sleep(SETTLE).await;
+        // The last ones: after 10 s they are answered 408.
+        let halves = memory::partial(proxy, part, head[..head.len() / 2].to_vec()).await?;
+        let (with, failed) = fast(proxy, window).await?;
+        drop((readers, uploads, idle, halves));
+        sleep(SETTLE).await;
+        let (after, _) = fast(proxy, window).await?;
+        let alone = f64::midpoint(before, after);
+        io::Result::Ok((alone, with, failed))
+    };
+    let (alone, with, failed) = tokio::select! {
+        result = work => result?,
+        () = watch => unreachable!("it does not end"),
+    };
+    Ok(vec![
+        proxy.kind.name().into(),
+        figure(alone),
+        figure(with),
+        format!("{:.3}", with / alone),
+        failed.to_string(),
+        figure(most.get() as f64 / MEGABYTE as f64),
+    ])
+}
+
+/// Requests per second of eight clients in a closed loop, and how many failed.
+async fn fast(proxy: &Proxy, window: Duration) -> io::Result<(f64, usize)> {
+    let request: Rc<[u8]> = load::get("/12288").into();
+    let end = Instant::now() + window;
+    let clients: Vec<_> = (0..FAST)
+        .map(|_| {
+            let (mut client, request): (Client, _) = (proxy.client(), request.clone());
+            spawn_local(async move {
+                let (mut done, mut failed) = (0, 0);
+                while Instant::now() < end {
+                    match client.exchange(&request).await {
+                        Ok(()) => done += 1,
+                        Err(_) => failed += 1,
+                    }
+                }
+                (done, failed)
+            })
+        })
+        .collect();
+    let (mut done, mut failed) = (0, 0);
+    for client in clients {
+        let (more, lost) = client.await.map_err(io::Error::other)?;
+        done += more;
+        failed += lost;
+    }
+    Ok((f64::from(done) / window.as_secs_f64(), failed))
+}

@@ -1,0 +1,175 @@
+//! What is kept of a run: each part's table as tab-separated values below `target/bench`; and what
+//! `cargo bench -- plots` makes of it: the files, plots and tables of the documentation.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::plot::{Bars, Group};
+use super::table::markdown;
+
+/// All parts, in the order of the documentation.
+pub(crate) const PARTS: [&str; 6] = ["cpu", "memory", "rescue", "capacity", "overload", "restart"];
+
+/// Pages with tables between `<!-- PART: begin -->` and `<!-- PART: end -->`.
+const PAGES: [&str; 2] = ["README.md", "benches/README.md"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn measured(part: &str) -> PathBuf {
+    repository().join("target/bench").join(format!("{part}.tsv"))
+}
+
+fn kept(part: &str) -> PathBuf {
+    repository().join("docs/benchmarks").join(format!("{part}.tsv"))
+}
+
+/// Keeps the table of a part, with the paragraph that says where and when it was measured.
+pub(crate) fn keep(part: &str, machine: &str, table: &str) -> io::Result<()> {
+    let path = measured(part);
+    fs::create_dir_all(path.parent().unwrap_or(repository()))?;
+    fs::write(path, Results::of_markdown(machine, table).tsv())
+}
+
+/// Takes over what was measured since, draws the plots and writes the tables into the pages.
+pub(crate) fn publish() -> io::Result<()> {
+    for part in PARTS {
+        if measured(part).exists() {
+            fs::create_dir_all(repository().join("docs/benchmarks"))?;
+            fs::copy(measured(part), kept(part))?;
+        }
+        let Ok(text) = fs::read_to_string(kept(part)) else {
+            eprintln!("left out: {part}, of which nothing is kept: cargo bench -- {part}");
+            continue;
+        };
+        let results = Results::of_tsv(&text);
+        fs::write(kept(part).with_extension("svg"), plot(part, &results).svg())?;
+        for page in PAGES {
+            let page = repository().join(page);
+            let text = fs::read_to_string(&page)?;
+            fs::write(&page, replaced(&text, part, &results))?;
+        }
+        println!("docs/benchmarks/{part}.tsv, {part}.svg: {}", results.machine);
+    }
+    Ok(())
+}
+
+/// One table.
+#[derive(Debug, Default, PartialEq)]
+struct Results {
+    machine: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Results {
+    fn of_markdown(machine: &str, table: &str) -> Results {
+        let cells = |line: &str| {
+            line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+        };
+        let mut lines = table.lines().filter(|line| !line.starts_with("|---")).map(cells);
+        let columns = lines.next().unwrap_or_default();
+        Results { machine: machine.to_owned(), columns, rows: lines.collect() }
+    }
+
+    fn of_tsv(text: &str) -> Results {
+        let machine = text.lines().next().and_then(|line| line.strip_prefix("# "));
+        let cells = |line: &str| line.split('\t').map(str::to_owned).collect();
+        let mut lines = text.lines().filter(|line| !line.starts_with("# ")).map(cells);
+        let columns = lines.next().unwrap_or_default();
+        Results { machine: machine.unwrap_or_default().to_owned(), columns, rows: lines.collect() }
+    }
+
+    fn tsv(&self) -> String {
+        let lines = [&self.columns].into_iter().chain(&self.rows).map(|cells| cells.join("\t"));
+        format!("# {}\n{}\n", self.machine, lines.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// The bars of one row, one for each of these columns that is there.
+    fn row(&self, row: &[String], columns: &[&str]) -> Group {
+        let cell = |name: &&str| {
+            let at = self.columns.iter().position(|column| column == name)?;
+            Some(((*name).to_owned(), number(row.get(at)?)?))
+        };
+        Group { name: row[0].clone(), bars: columns.iter().filter_map(cell).collect() }
+    }
+
+    /// The bars of one column, one for each of the rows.
+    fn column(&self, name: &str, group: &str, rows: &[&Vec<String>]) -> Group {
+        let at = self.columns.iter().position(|column| column == name);
+        let bar = |row: &&Vec<String>| Some((row[0].clone(), number(row.get(at?)?)?));
+        Group { name: group.to_owned(), bars: rows.iter().filter_map(bar).collect() }
+    }
+}
+
+/// `16.7 (0.89)` is 16.7; `–` is none.
+fn number(cell: &str) -> Option<f64> {
+    cell.split(' ').next()?.parse().ok()
+}
+
+const OTHERS: [&str; 3] = ["bufproxy", "nginx", "HAProxy"];
+
+fn plot(part: &str, results: &Results) -> Bars {
+    let rows = || results.rows.iter();
+    let (title, note, groups) = match part {
+        "cpu" => (
+            "CPU time per request, µs",
+            "The app closes after each answer, as gunicorn's sync worker does. Less is better.",
+            rows()
+                .filter(|row| row[0].ends_with("connection per request"))
+                .map(|row| results.row(row, &OTHERS))
+                .collect(),
+        ),
+        "memory" => (
+            "Memory of the proxy per client, KiB",
+            "Less is better. Where the rest of a stalled body is: in the table.",
+            rows()
+                .filter(|row| !row[0].starts_with('–'))
+                .map(|row| results.row(row, &OTHERS))
+                .collect(),
+        ),
+        "rescue" => {
+            let all: Vec<_> = rows().collect();
+            (
+                "Four gunicorn workers and 200 slow clients",
+                "What fast clients keep of the throughput that they have alone. More is better.",
+                vec![results.column("kept", "", &all)],
+            )
+        }
+        "overload" => {
+            let load = |row: &Vec<String>| row.get(1).cloned().unwrap_or_default();
+            let mut loads: Vec<String> = rows().map(load).collect();
+            loads.dedup();
+            let group = |times: &String| {
+                let rows: Vec<_> = rows().filter(|row| load(row) == *times).collect();
+                let name = format!("{times} times what the workers can do");
+                results.column("answered in time, of capacity", &name, &rows)
+            };
+            (
+                "Overload, clients that leave after 1 s",
+                "Answered in time, of what four workers of 100 ms can do. More is better.",
+                loads.iter().map(group).collect(),
+            )
+        }
+        _ => {
+            let all: Vec<_> = rows().collect();
+            (
+                "The app stops for 1 s and comes back, 300 requests a second",
+                "Requests that failed. Less is better.",
+                vec![results.column("failed", "", &all)],
+            )
+        }
+    };
+    Bars { title: title.to_owned(), note: note.to_owned(), groups }
+}
+
+/// The page with this table between the part's marks, if it has them.
+fn replaced(page: &str, part: &str, results: &Results) -> String {
+    let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->"));
+    let Some((before, rest)) = page.split_once(&begin) else { return page.to_owned() };
+    let Some((_, after)) = rest.split_once(&end) else { return page.to_owned() };
+    let table = markdown(&results.columns, &results.rows);
+    format!("{before}{begin}{}\n\n{table}{end}{after}", results.machine)
+}
