@@ -74,8 +74,8 @@ pub(crate) struct Exchange {
     of_client: Option<OfClient>,
     /// The place that a tunnel would have, held from the request for it.
     tunnel: Option<Tunnel>,
-    /// Whose share of the queue, of the budgets and of the requests at once this request counts for.
-    /// None: it is not known who that is.
+    /// Whose share of the queue, the budgets and the requests at once this request counts for. None:
+    /// it is not known who that is.
     client_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
@@ -661,8 +661,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whose share a request counts for: a client that trust names, else the peer, unless
-/// that is one behind which all clients may be: of this machine or of a private network.
+/// Whose share a request counts for, of the queue, the budgets and the requests at once: a client that
+/// trust names, else the peer, unless that is one behind which all clients may be: of this machine or
+/// of a private network.
 fn client_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
     let client = resolved.client?;
     let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);

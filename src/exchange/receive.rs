@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use super::pace::Pace;
 use super::{Client, Exchange};
@@ -118,8 +117,8 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
         RequestBody::None => return Ok(()),
     };
     let config = c.config();
-    let mut pace = Pace::new(Instant::now(), x.record.request_length);
     x.body.belongs_to(x.owner());
+    let mut pace = Pace::new(c.timer.now(), x.record.request_length);
     c.timer.set(config.body_timeout);
     // What came with the head, at most a scratch buffer at a time.
     let mut input = std::mem::take(&mut x.input);
@@ -168,7 +167,7 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
                 c.timer.set(config.body_timeout);
                 let received = x.record.request_length;
                 if let Some(rate) = config.body_min_rate
-                    && pace.is_too_slow(rate, received, Instant::now())
+                    && pace.is_too_slow(rate, received, c.timer.now())
                 {
                     return Poll::Ready(Err(Reason::BodyTimeout));
                 }

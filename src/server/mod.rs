@@ -133,8 +133,6 @@ pub(crate) struct Shared {
 /// What all see of one loop.
 struct OfLoop {
     connections: AtomicUsize,
-    /// Of these, clients that are idle for long.
-    parked: AtomicUsize,
     /// Since when the client is idle that has been parked longest.
     idle_since: AtomicU64,
     /// There are too many connections: told to the loop whose idle ones make room.
@@ -145,7 +143,6 @@ impl OfLoop {
     fn new() -> OfLoop {
         OfLoop {
             connections: AtomicUsize::new(0),
-            parked: AtomicUsize::new(0),
             idle_since: AtomicU64::new(parked::NOBODY),
             crowded: Notify::new(),
         }
@@ -828,7 +825,7 @@ fn start_loop(
                 // Who holds memory and only waits puts it on disk.
                 sweeper.timers.wake_holders();
             }
-            if heap.has_shrunk(&sweeper.shared) {
+            if heap.has_shrunk(&sweeper) {
                 tokio::task::spawn_blocking(|| {
                     spool::drop_kept();
                     sys::trim_heap();
@@ -842,34 +839,38 @@ fn start_loop(
     Ok(lp)
 }
 
-/// What is known of the heap's size, to tell when most of a burst is over. glibc keeps what is free
-/// below the last live allocation for itself, and a burst of clients leaves such ones.
+/// What is known of the heap's size, to tell when a burst is over or its clients are idle. glibc keeps
+/// what is free below the last live allocation for itself, and a burst of clients leaves such ones.
 #[derive(Default)]
 struct Heap {
+    /// The most since it was given back.
     most: u64,
-    sweeps: u32,
+    /// Sweeps that found half of it free.
+    free_for: u32,
 }
 
 impl Heap {
-    /// Sweeps between two looks: a load that goes up and down is left alone.
-    const LOOK: u32 = 2;
+    /// For so many sweeps it has to be free: a load that goes up and down is left alone.
+    const SWEEPS: u32 = 2;
     /// Bytes that are worth it.
-    const WORTH: u64 = 1024 * 1024;
-    /// What a connection that is not parked costs beside its spools, roughly.
-    const TASK: u64 = 4 * 1024;
+    const WORTH: u64 = 256 * 1024;
+    /// What a busy connection costs beside its spools, roughly.
+    const CONNECTION: u64 = 4 * 1024;
 
-    fn has_shrunk(&mut self, shared: &Shared) -> bool {
-        let tasks = |l: &OfLoop| l.connections.load(Relaxed).saturating_sub(l.parked.load(Relaxed));
-        let tasks = shared.loops.iter().map(tasks).sum::<usize>() as u64;
-        let now = shared.budget.memory_used() + tasks * Heap::TASK;
+    fn has_shrunk(&mut self, lp: &Loop) -> bool {
+        // Those that are parked have no task.
+        let tasks = lp.of_loop().connections.load(Relaxed).saturating_sub(lp.parked.number());
+        let now = lp.shared.budget.memory_used() + tasks as u64 * Heap::CONNECTION;
         self.most = self.most.max(now);
-        self.sweeps += 1;
-        if self.sweeps < Heap::LOOK {
+        if self.most - now < Heap::WORTH.max(self.most / 2) {
+            self.free_for = 0;
             return false;
         }
-        self.sweeps = 0;
-        let shrunk = self.most - now >= Heap::WORTH;
-        self.most = now;
+        self.free_for += 1;
+        let shrunk = self.free_for >= Heap::SWEEPS;
+        if shrunk {
+            *self = Heap { most: now, free_for: 0 };
+        }
         shrunk
     }
 }

@@ -51,6 +51,10 @@ impl Parked {
             asked: Cell::new(None),
         })
     }
+
+    pub(super) fn number(&self) -> usize {
+        self.table.borrow().number
+    }
 }
 
 /// Parks a connection that is idle since then.
@@ -190,11 +194,10 @@ fn first(lp: &Loop) -> Option<(Place, u32)> {
     lp.parked.table.borrow().first()
 }
 
-/// For the other loops, and for those who count.
+/// For the other loops.
 fn publish(lp: &Loop) {
     let since = first(lp).map_or(NOBODY, |(_, ticks)| ticks.into());
     lp.of_loop().idle_since.store(since, Relaxed);
-    lp.of_loop().parked.store(lp.parked.table.borrow().number, Relaxed);
 }
 
 fn instant(lp: &Loop, ticks: u32) -> Instant {
