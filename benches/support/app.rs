@@ -116,7 +116,8 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, usize)>> {
     match request.parse(bytes).map_err(io::Error::other)? {
         httparse::Status::Partial => Ok(None),
         httparse::Status::Complete(head) => {
-            let size = request.path.and_then(|path| path[1..].parse().ok()).unwrap_or(0);
+            let size = request.path.and_then(|path| path[1..].split('?').next()?.parse().ok());
+            let size = size.unwrap_or(0);
             Ok(Some((head, size, super::load::content_length(request.headers))))
         }
     }

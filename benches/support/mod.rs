@@ -2,6 +2,7 @@
 
 pub(crate) mod app;
 pub(crate) mod capacity;
+pub(crate) mod churn;
 pub(crate) mod cpu;
 pub(crate) mod load;
 pub(crate) mod memory;
