@@ -12,11 +12,11 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{capacity, cpu, memory, overload, process, rescue, restart, results};
+use support::{capacity, cpu, memory, overload, process, rescue, restart, results, tail, threads};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
-  PART          cpu, memory, rescue, capacity, overload, restart; without any, all of them
+  PART          cpu, memory, rescue, capacity, overload, restart, threads, tail; without any, all
   plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
@@ -68,6 +68,8 @@ const MEMORY: [Kind; 7] = [
 ];
 const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
+const THREADS: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
+const TAIL: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
     Front::Proxy(Kind::Bufproxy),
@@ -98,6 +100,8 @@ impl Options {
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
                 "plots" => options.plots = true,
+                // Not plotted.
+                "threads" | "tail" => options.parts.push(argument),
                 part if results::PARTS.contains(&part) => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
@@ -170,6 +174,12 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     }
     if options.wants("restart") {
         show("restart", &restart::run(&options.select(&OVERLOAD), dir.path())?)?;
+    }
+    if options.wants("threads") {
+        println!("{}", threads::run(&options.select(&THREADS), options.quick, dir.path())?);
+    }
+    if options.wants("tail") {
+        println!("{}", tail::run(&options.select(&TAIL), options.quick, dir.path())?);
     }
     if options.plots {
         results::publish()?;

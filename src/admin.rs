@@ -394,6 +394,11 @@ impl Facts {
                 &METRICS.crossed_close,
             ),
             (
+                "client_limited_total",
+                "Requests refused by max-requests-per-client.",
+                &METRICS.client_limited,
+            ),
+            (
                 "idle_reaped_total",
                 "Idle connections closed above 90 % of max-connections, to make room.",
                 &METRICS.idle_reaped,

@@ -38,6 +38,8 @@ pub struct Metrics {
     pub log_lines_dropped: Counter,
     /// Requests that crossed the FIN of a closed idle connection.
     pub crossed_close: Counter,
+    /// Requests refused by `max-requests-per-client`.
+    pub client_limited: Counter,
     /// Idle connections that were closed to make room for new ones.
     pub idle_reaped: Counter,
     /// Spool files that could not be made, written or read.
@@ -54,6 +56,7 @@ pub static METRICS: Metrics = Metrics {
     slot_lost: Counter::new(),
     log_lines_dropped: Counter::new(),
     crossed_close: Counter::new(),
+    client_limited: Counter::new(),
     idle_reaped: Counter::new(),
     spool_errors: Counter::new(),
 };

@@ -302,14 +302,18 @@ pub struct Config {
     pub upstream_keepalive: Option<Duration>,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
-    /// Bytes a second, checked after the first 30 s of a body.
+    /// Bytes a second, over each 30 s of a body.
     pub body_min_rate: Option<u64>,
     pub send_timeout: Duration,
+    /// Bytes a second, over each 30 s in which a response waits for its client.
+    pub send_min_rate: Option<u64>,
     pub client_keepalive: Duration,
     pub max_body: u64,
     pub max_head: usize,
     pub max_fields: usize,
     pub max_connections: usize,
+    /// In flight.
+    pub max_requests_per_client: Option<usize>,
     pub max_tunnels: usize,
     pub tunnel_idle_timeout: Duration,
     pub linger_timeout: Duration,
@@ -464,6 +468,8 @@ impl Config {
             header_timeout: Duration::ZERO,
             body_timeout: Duration::ZERO,
             body_min_rate: None,
+            send_min_rate: None,
+            max_requests_per_client: None,
             send_timeout: Duration::ZERO,
             client_keepalive: Duration::ZERO,
             max_body: 0,

@@ -387,8 +387,9 @@ const TABLE: &[Opt] = &[
         group: CLIENTS,
         default: "256",
         example: "1k",
-        short: "Bytes a second that a body must make, after its first 30 s; else 408",
-        long: "Any real client is faster; one that trickles to hold a connection is not.",
+        short: "Bytes a second that a body must make, over each 30 s; else 408",
+        long: "Any real client is faster; one that trickles to hold a connection is not, whatever it \
+               sent before.",
         set: |c, v, _| put(&mut c.body_min_rate, v, or_off(size)),
         ..PLAIN
     },
@@ -402,6 +403,18 @@ const TABLE: &[Opt] = &[
         long: "By the socket's unsent count: a client that reads anything at all is not cut. Below the \
                55 s of Heroku's router.",
         set: |c, v, _| put(&mut c.send_timeout, v, duration),
+        ..PLAIN
+    },
+    Opt {
+        name: "send-min-rate",
+        value: "SIZE",
+        group: CLIENTS,
+        default: "off",
+        example: "256",
+        short: "Bytes a second that a client must take, over each 30 s; else it is cut",
+        long: "What it has acknowledged counts, and only while something waits for it. Off, because a \
+               reader that is slow holds no worker, only its part of memory or disk.",
+        set: |c, v, _| put(&mut c.send_min_rate, v, or_off(size)),
         ..PLAIN
     },
     Opt {
@@ -499,13 +512,28 @@ const TABLE: &[Opt] = &[
         note: "at most (descriptors - 64) / 3",
         example: "500",
         short: "Connections of clients; beyond it 503",
-        long: "Each may need three descriptors: the client, the app, a file. The soft limit of \
-               descriptors is raised to the hard one first. A larger number is taken, with a warning.",
+        long: "Above 90 % of it those that have been idle longest are closed to make room. Each may need \
+               three descriptors: the client, the app, a file. The soft limit of descriptors is raised \
+               to the hard one first. A larger number is taken, with a warning.",
         here: Some(|here, _| {
             let carried = platform::max_connections(here.nofile);
             (carried < 10_000).then(|| (carried.max(16).to_string(), "RLIMIT_NOFILE"))
         }),
         set: |c, v, _| put(&mut c.max_connections, v, count),
+        ..PLAIN
+    },
+    Opt {
+        name: "max-requests-per-client",
+        value: "N",
+        group: LIMITS,
+        default: "off",
+        example: "50",
+        short: "Requests of one client at once; beyond it 503",
+        long: "From the end of the head to the end of the response, and of the app's work where a client \
+               leaves before. By the client's address as trust resolves it, a network of IPv6 being \
+               one; not of peers on this machine or in private networks that trust does not cover: all \
+               clients may be behind them.",
+        set: |c, v, _| put(&mut c.max_requests_per_client, v, or_off(count)),
         ..PLAIN
     },
     Opt {

@@ -156,6 +156,7 @@ fn defaults_are_those_of_the_design() {
     assert_eq!((config.connect_retry, config.upstream_keepalive), (seconds(5), None));
     assert_eq!((config.header_timeout, config.body_timeout), (seconds(10), seconds(30)));
     assert_eq!((config.body_min_rate, config.send_timeout), (Some(256), seconds(50)));
+    assert_eq!((config.send_min_rate, config.max_requests_per_client), (None, None));
     assert_eq!((config.client_keepalive, config.linger_timeout), (seconds(75), seconds(5)));
     assert_eq!((config.max_body, config.max_head, config.max_fields), (100 << 20, 32 << 10, 100));
     assert_eq!((config.max_connections, config.log_backlog), (10_000, 4 << 20));
@@ -527,14 +528,6 @@ fn what_does_nothing_is_warned_of() {
         warnings(&[], &env),
         ["BUFPROXY_MAX_BDY in the environment is not an option: did you mean BUFPROXY_MAX_BODY?"]
     );
-}
-
-#[test]
-fn options_of_later_features_are_unknown() {
-    for name in ["max-requests-per-client", "send-min-rate"] {
-        let found = problems(&[&format!("--{name}"), "1"], &[], &[]);
-        assert!(found[0].starts_with(&format!("--{name} is not an option")), "{found:?}");
-    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::gzip::{self, Gzip};
+use super::pace::Pace;
 use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{LAST_CHUNK, ResponseBody, Version, chunk_head};
@@ -124,6 +125,8 @@ struct Pump {
     failed: Option<Reason>,
     /// Since when the client takes nothing, and what it had not acknowledged then.
     client_stalled: Option<(Instant, u64)>,
+    /// How fast the client takes what waits for it, where that has a limit.
+    pace: Option<Pace>,
     /// Since when the app says nothing, though it could.
     app_silent: Option<Instant>,
 }
@@ -163,6 +166,7 @@ impl Pump {
             cut: None,
             failed: None,
             client_stalled: None,
+            pace: None,
             app_silent: None,
         }
     }
@@ -480,7 +484,19 @@ impl Pump {
                 self.client_stalled = Some((now, left));
                 due = now + c.config().send_timeout;
             }
+            if let Some(rate) = c.config().send_min_rate {
+                let handed = self.head_sent as u64 + self.sent;
+                let acknowledged = || handed.wrapping_sub(c.stream.unsent());
+                let pace = self.pace.get_or_insert_with(|| Pace::new(now, acknowledged()));
+                if now >= pace.due() && pace.is_too_slow(rate, acknowledged(), now) {
+                    return Poll::Ready(Err(Reason::SendTimeout));
+                }
+                due = due.min(pace.due());
+            }
             next = Some(due);
+        } else {
+            // It waits for the app.
+            self.pace = None;
         }
         if self.spool.relieve() {
             c.timer.hold();

@@ -7,6 +7,7 @@ pub mod client_head;
 mod deliver;
 pub mod forward;
 mod gzip;
+mod pace;
 mod receive;
 pub mod reply;
 mod retry;
@@ -28,7 +29,7 @@ use crate::error::Reason;
 use crate::http1::{RequestBody, ResponseHead, Version};
 use crate::scratch::{Filled, Scratch};
 use crate::server::connection::Conn;
-use crate::server::{Gauge, Loop, Settings, Tunnel};
+use crate::server::{Gauge, Loop, OfClient, Settings, Tunnel};
 use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
@@ -69,10 +70,12 @@ pub(crate) struct Exchange {
     interim: Vec<u8>,
     marks: Marks,
     gauge: Option<Gauge>,
+    /// Counts for its client, where clients have a limit.
+    of_client: Option<OfClient>,
     /// The place that a tunnel would have, held from the request for it.
     tunnel: Option<Tunnel>,
-    /// Whose share of the queue and the budgets this request counts for. None: it is not known who
-    /// that is.
+    /// Whose share of the queue, the budgets and the requests at once this request counts for. None:
+    /// it is not known who that is.
     client_key: Option<IpAddr>,
     /// The record waits to be written.
     open: bool,
@@ -197,6 +200,7 @@ impl Exchange {
             interim: Vec::new(),
             marks: Marks::new(lp.timers.now()),
             gauge: None,
+            of_client: None,
             tunnel: None,
             client_key: None,
             open: false,
@@ -250,6 +254,10 @@ impl Exchange {
         self.record.request_id.extend_from_slice(id);
         if let Some(reason) = c.refused {
             return Err(reason);
+        }
+        if let (Some(client), Some(max)) = (self.client_key, config.max_requests_per_client) {
+            let of_client = OfClient::new(&self.lp.shared, client, max);
+            self.of_client = Some(of_client.ok_or(Reason::ClientLimit)?);
         }
         if self.record.head.upgrade {
             let tunnel = Tunnel::new(&self.lp, config.max_tunnels);
@@ -521,9 +529,10 @@ impl Exchange {
             rest,
             slot,
         };
-        let gauge = Gauge::in_flight(&self.lp);
+        // Who leaves does not get rid of what it has asked for.
+        let counted = (Gauge::in_flight(&self.lp), self.of_client.take());
         tokio::task::spawn_local(async move {
-            let _gauge = gauge;
+            let _counted = counted;
             discard::finish(work).await;
         });
     }
@@ -607,6 +616,7 @@ impl Exchange {
         self.write_record();
         self.gauge = None;
         self.tunnel = None;
+        self.of_client = None;
         self.body.clear();
     }
 
@@ -651,8 +661,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whose share a request counts for: a client that trust names, else the peer, unless
-/// that is one behind which all clients may be: of this machine or of a private network.
+/// Whose share a request counts for, of the queue, the budgets and the requests at once: a client that
+/// trust names, else the peer, unless that is one behind which all clients may be: of this machine or
+/// of a private network.
 fn client_key(peer: Peer, resolved: &Resolved) -> Option<IpAddr> {
     let client = resolved.client?;
     let is_peer = peer.ip().is_some_and(|ip| ip.to_canonical() == client);
@@ -722,4 +733,22 @@ pub(crate) fn give_back(x: Box<Exchange>) {
             free.push(x);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future that this function makes.
+    fn size_of_future<'a, F: Future>(
+        _: fn(&'a Conn, &'a mut Exchange, Option<Filled>) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn busy_client_without_its_buffers_is_under_four_kilobytes() {
+        let (future, state) = (size_of_future(serve), size_of::<Exchange>());
+        assert!(future + state <= 4096, "future {future}, exchange {state}");
+    }
 }

@@ -4,15 +4,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
+use super::pace::Pace;
 use super::{Client, Exchange};
 use crate::error::Reason;
 use crate::http1::{Chunked, Limits, RequestBody};
 use crate::scratch::{Filled, Scratch};
 
-/// A body may be as slow as it likes for this long before `body-min-rate` counts.
-const RATE_GRACE: Duration = Duration::from_secs(30);
 /// Bytes of one body that are taken before other connections of the loop have their turn.
 const TURN: usize = 1024 * 1024;
 
@@ -119,8 +117,8 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
         RequestBody::None => return Ok(()),
     };
     let config = c.config();
-    let begun = Instant::now();
     x.body.belongs_to(x.owner());
+    let mut pace = Pace::new(c.timer.now(), x.record.request_length);
     c.timer.set(config.body_timeout);
     // What came with the head, at most a scratch buffer at a time.
     let mut input = std::mem::take(&mut x.input);
@@ -167,7 +165,10 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
                     return Poll::Ready(Ok(true));
                 }
                 c.timer.set(config.body_timeout);
-                if too_slow(config.body_min_rate, begun, x.record.request_length) {
+                let received = x.record.request_length;
+                if let Some(rate) = config.body_min_rate
+                    && pace.is_too_slow(rate, received, c.timer.now())
+                {
                     return Poll::Ready(Err(Reason::BodyTimeout));
                 }
                 turn += n;
@@ -225,11 +226,6 @@ fn take(
         x.body.push(&buf[..payload]);
     }
     Ok((used, done))
-}
-
-fn too_slow(min_rate: Option<u64>, begun: Instant, received: u64) -> bool {
-    let elapsed = begun.elapsed();
-    min_rate.is_some_and(|rate| elapsed > RATE_GRACE && received < rate * elapsed.as_secs())
 }
 
 /// Ready when the spool takes more. That others give up memory or that the disk gets something done

@@ -10,14 +10,16 @@ mod parked;
 mod saturation;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -116,6 +118,8 @@ pub(crate) struct Shared {
     refused: AtomicU64,
     cut: AtomicU64,
     tunnels: AtomicUsize,
+    /// Requests of each client, where they have a limit.
+    clients: Mutex<HashMap<IpAddr, usize>>,
     /// The app is our own child.
     wrapped: bool,
     said_unreachable: Said,
@@ -129,8 +133,8 @@ pub(crate) struct Shared {
 /// What all see of one loop.
 struct OfLoop {
     connections: AtomicUsize,
-    /// Key of the client that has been parked longest.
-    longest_idle: AtomicU64,
+    /// Since when the client is idle that has been parked longest.
+    idle_since: AtomicU64,
     /// There are too many connections: told to the loop whose idle ones make room.
     crowded: Notify,
 }
@@ -139,7 +143,7 @@ impl OfLoop {
     fn new() -> OfLoop {
         OfLoop {
             connections: AtomicUsize::new(0),
-            longest_idle: AtomicU64::new(parked::NOBODY),
+            idle_since: AtomicU64::new(parked::NOBODY),
             crowded: Notify::new(),
         }
     }
@@ -152,6 +156,10 @@ impl Shared {
 
     fn settings(&self) -> Arc<Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections end with the response that they are at.
@@ -372,6 +380,38 @@ impl Drop for Gauge {
     }
 }
 
+/// One request of a client, for `max-requests-per-client`, for as long as it lives.
+pub(crate) struct OfClient {
+    shared: Arc<Shared>,
+    client: IpAddr,
+}
+
+impl OfClient {
+    /// None: the client has as many as it may have.
+    pub(crate) fn new(shared: &Arc<Shared>, client: IpAddr, max: usize) -> Option<OfClient> {
+        let mut clients = shared.clients();
+        let requests = clients.entry(client).or_default();
+        if *requests >= max {
+            METRICS.client_limited.add(1);
+            return None;
+        }
+        *requests += 1;
+        Some(OfClient { shared: shared.clone(), client })
+    }
+}
+
+impl Drop for OfClient {
+    fn drop(&mut self) {
+        let mut clients = self.shared.clients();
+        if let Some(requests) = clients.get_mut(&self.client) {
+            *requests -= 1;
+            if *requests == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
+}
+
 /// One tunnel, for `max-tunnels`, from the request for it to its end.
 pub(crate) struct Tunnel(Rc<Loop>);
 
@@ -505,7 +545,7 @@ impl Server {
         self.listeners().iter().map(Listener::local_addr).collect()
     }
 
-    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Listener>> {
         self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -695,6 +735,7 @@ fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         refused: AtomicU64::new(0),
         cut: AtomicU64::new(0),
         tunnels: AtomicUsize::new(0),
+        clients: Mutex::default(),
         wrapped: !config.command.is_empty(),
         said_unreachable: Said::default(),
         said_paced: Said::default(),
@@ -784,7 +825,7 @@ fn start_loop(
                 // Who holds memory and only waits puts it on disk.
                 sweeper.timers.wake_holders();
             }
-            if heap.has_shrunk(&sweeper.shared) {
+            if heap.has_shrunk(&sweeper) {
                 tokio::task::spawn_blocking(|| {
                     spool::drop_kept();
                     sys::trim_heap();
@@ -798,33 +839,38 @@ fn start_loop(
     Ok(lp)
 }
 
-/// What is known of the heap's size, to tell when most of a burst is over. glibc keeps what is free
-/// below the last live allocation for itself, and a burst of clients leaves such ones.
+/// What is known of the heap's size, to tell when a burst is over or its clients are idle. glibc keeps
+/// what is free below the last live allocation for itself, and a burst of clients leaves such ones.
 #[derive(Default)]
 struct Heap {
+    /// The most since it was given back.
     most: u64,
-    sweeps: u32,
+    /// Sweeps that found a quarter of it free.
+    free_for: u32,
 }
 
 impl Heap {
-    /// Sweeps between two looks: a load that goes up and down is left alone.
-    const LOOK: u32 = 2;
+    /// For so many sweeps it has to be free: a load that goes up and down is left alone.
+    const SWEEPS: u32 = 2;
     /// Bytes that are worth it.
-    const WORTH: u64 = 1024 * 1024;
+    const WORTH: u64 = 256 * 1024;
     /// What a busy connection costs beside its spools, roughly.
     const CONNECTION: u64 = 4 * 1024;
 
-    fn has_shrunk(&mut self, shared: &Shared) -> bool {
-        let connections = shared.connections.load(Relaxed) as u64;
-        let now = shared.budget.memory_used() + connections * Heap::CONNECTION;
+    fn has_shrunk(&mut self, lp: &Loop) -> bool {
+        // Those that are parked have no task.
+        let tasks = lp.of_loop().connections.load(Relaxed).saturating_sub(lp.parked.number());
+        let now = lp.shared.budget.memory_used() + tasks as u64 * Heap::CONNECTION;
         self.most = self.most.max(now);
-        self.sweeps += 1;
-        if self.sweeps < Heap::LOOK {
+        if self.most - now < Heap::WORTH.max(self.most / 4) {
+            self.free_for = 0;
             return false;
         }
-        self.sweeps = 0;
-        let shrunk = self.most - now >= Heap::WORTH;
-        self.most = now;
+        self.free_for += 1;
+        let shrunk = self.free_for >= Heap::SWEEPS;
+        if shrunk {
+            *self = Heap { most: now, free_for: 0 };
+        }
         shrunk
     }
 }

@@ -6,7 +6,6 @@
 //! over, and the one that makes room above 90 % of `max-connections`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -19,56 +18,61 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Dormant, Loop, Phase, Shared, connection};
+use super::{Dormant, Loop, Phase, connection};
 use crate::metrics::METRICS;
 use crate::sys;
 
 /// A client that has been idle for so long is parked.
 pub(super) const AFTER: Duration = Duration::from_secs(1);
-/// Precision of the order.
+/// Precision of the order; 32 bits of it are 13 years.
 const TICK: Duration = Duration::from_millis(100);
 /// Events that are taken in one call.
 const EVENTS: usize = 64;
 /// How often those who are idle and not parked yet are asked to make room.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// The key of nobody.
+/// Since when nobody is idle.
 pub(super) const NOBODY: u64 = u64::MAX;
 
 /// The parked connections of one loop.
 pub(crate) struct Parked {
     /// Watched by the runtime: readable when something has come of one of them.
     epoll: AsyncFd<OwnedFd>,
-    /// By the tick since which they are idle (upper half) and their id.
-    table: RefCell<BTreeMap<u64, Dormant>>,
+    table: RefCell<Table<Dormant>>,
     asked: Cell<Option<Instant>>,
 }
 
 impl Parked {
     /// In the runtime of its loop.
     pub(super) fn new() -> io::Result<Parked> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         Ok(Parked {
-            epoll: sys::watch(epoll::create(epoll::CreateFlags::CLOEXEC)?, Interest::READABLE)?,
+            epoll: sys::watch(epoll, Interest::READABLE)?,
             table: RefCell::default(),
             asked: Cell::new(None),
         })
     }
 
-    fn is_empty(&self) -> bool {
-        self.table.borrow().is_empty()
+    pub(super) fn number(&self) -> usize {
+        self.table.borrow().number
     }
 }
 
 /// Parks a connection that is idle since then.
 pub(super) fn park(lp: &Rc<Loop>, connection: Dormant, since: Instant) {
-    let key = key(&lp.shared, since, connection.id);
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-    let data = epoll::EventData::new_u64(key);
-    if epoll::add(lp.parked.epoll.get_ref(), &connection.socket, data, flags).is_err() {
+    let ticks = since.saturating_duration_since(lp.shared.begun).as_millis() / TICK.as_millis();
+    let mut table = lp.parked.table.borrow_mut();
+    let place = table.insert(connection, ticks as u32);
+    let watched = table.get(place).is_some_and(|connection| {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        let data = epoll::EventData::new_u64(place.into());
+        epoll::add(lp.parked.epoll.get_ref(), &connection.socket, data, flags).is_ok()
+    });
+    drop(table);
+    publish(lp);
+    if !watched {
         // The kernel has no memory for it. Then it stays a task, which tries again.
-        return connection::spawn(lp, connection, since);
+        return wake(lp, place);
     }
-    lp.parked.table.borrow_mut().insert(key, connection);
-    publish_first(lp);
     relieve(lp);
 }
 
@@ -80,45 +84,47 @@ pub(super) async fn run(lp: Rc<Loop>) {
             readable = lp.parked.epoll.readable() => {
                 let Ok(mut readable) = readable else { return };
                 let at_once = Some(&Timespec { tv_sec: 0, tv_nsec: 0 });
-                match epoll::wait(lp.parked.epoll.get_ref(), spare_capacity(&mut events), at_once) {
+                let epoll = lp.parked.epoll.get_ref();
+                match epoll::wait(epoll, spare_capacity(&mut events), at_once) {
                     Ok(_) if events.is_empty() => readable.clear_ready(),
                     // EINTR: again.
                     _ => {}
                 }
+                // Nothing is parked meanwhile, so a place is still that of the event, or empty.
                 for event in events.drain(..) {
-                    sent(&lp, event.data.u64());
+                    sent(&lp, event.data.u64() as Place);
                 }
             }
             () = lp.of_loop().crowded.notified() => {
                 // Those who are idle and not parked yet do so, and make room then.
-                if lp.parked.is_empty() { lp.timers.wake_all() } else { relieve(&lp) }
+                if first(&lp).is_none() { lp.timers.wake_all() } else { relieve(&lp) }
             }
         }
     }
 }
 
 /// Something has come of this client, or its end.
-fn sent(lp: &Rc<Loop>, key: u64) {
+fn sent(lp: &Rc<Loop>, place: Place) {
     let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let seen = match lp.parked.table.borrow().get(&key) {
+    let seen = match lp.parked.table.borrow().get(place) {
         Some(connection) => rustix::net::recv(&connection.socket, &mut [0u8; 1], look),
         None => return,
     };
     match seen {
-        Ok((1.., _)) => wake(lp, key),
+        Ok((1.., _)) => wake(lp, place),
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
         // It has left: no record, nothing to say.
-        Ok((0, _)) | Err(_) => drop(take(lp, key)),
+        Ok((0, _)) | Err(_) => drop(take(lp, place)),
     }
 }
 
 /// Closes those whose `client-keepalive` is over.
 pub(super) fn expire(lp: &Rc<Loop>) {
     let keepalive = lp.settings().config.client_keepalive;
-    while let Some(key) = first(lp)
-        && since(&lp.shared, key).elapsed() >= keepalive
+    while let Some((place, ticks)) = first(lp)
+        && instant(lp, ticks).elapsed() >= keepalive
     {
-        wake(lp, key);
+        wake(lp, place);
     }
 }
 
@@ -127,10 +133,10 @@ pub(super) fn phase_changed(lp: &Rc<Loop>) {
     let phase = lp.shared.phase();
     if phase >= Phase::Aborted as u8 {
         lp.parked.table.take();
-        publish_first(lp);
+        publish(lp);
     } else if phase >= Phase::ClosingIdle as u8 {
-        while let Some(key) = first(lp) {
-            wake(lp, key);
+        while let Some((place, _)) = first(lp) {
+            wake(lp, place);
         }
     }
 }
@@ -139,24 +145,19 @@ pub(super) fn phase_changed(lp: &Rc<Loop>) {
 pub(super) fn relieve(lp: &Rc<Loop>) {
     let max = lp.settings().config.max_connections;
     while lp.shared.is_crowded(max) {
-        let oldest = |of_loop: &super::OfLoop| of_loop.longest_idle.load(Relaxed);
         let loops = lp.shared.loops.iter().enumerate();
-        let Some((key, number)) = loops.map(|(number, l)| (oldest(l), number)).min() else {
-            return;
-        };
-        if key == NOBODY {
-            return ask(lp);
+        let longest = loops.map(|(number, l)| (l.idle_since.load(Relaxed), number)).min();
+        match (longest, first(lp)) {
+            (Some((NOBODY, _)) | None, _) => return ask(lp),
+            (Some((_, number)), Some((place, _))) if number == lp.number => {
+                // Without lingering: nothing of a request has come, and what was answered the kernel
+                // still delivers.
+                drop(take(lp, place));
+                METRICS.idle_reaped.add(1);
+                lp.shared.say_reaped(max);
+            }
+            (Some((_, number)), _) => return lp.shared.loops[number].crowded.notify_one(),
         }
-        if number != lp.number {
-            return lp.shared.loops[number].crowded.notify_one();
-        }
-        // Without lingering: nothing of a request has come, and what was answered the kernel still
-        // delivers.
-        if take(lp, key).is_none() {
-            return;
-        }
-        METRICS.idle_reaped.add(1);
-        lp.shared.say_reaped(max);
     }
 }
 
@@ -174,37 +175,123 @@ fn ask(lp: &Loop) {
 }
 
 /// Makes a task of it.
-fn wake(lp: &Rc<Loop>, key: u64) {
-    if let Some(connection) = take(lp, key) {
+fn wake(lp: &Rc<Loop>, place: Place) {
+    if let Some((connection, ticks)) = take(lp, place) {
+        // It fails where there was no memory to add it.
         let _ = epoll::delete(lp.parked.epoll.get_ref(), &connection.socket);
-        connection::spawn(lp, connection, since(&lp.shared, key));
+        connection::spawn(lp, connection, instant(lp, ticks));
     }
 }
 
 /// Out of the table. Closing its socket takes it out of the epoll set.
-fn take(lp: &Loop, key: u64) -> Option<Dormant> {
-    let taken = lp.parked.table.borrow_mut().remove(&key);
-    publish_first(lp);
+fn take(lp: &Loop, place: Place) -> Option<(Dormant, u32)> {
+    let taken = lp.parked.table.borrow_mut().remove(place);
+    publish(lp);
     taken
 }
 
-fn first(lp: &Loop) -> Option<u64> {
-    lp.parked.table.borrow().first_key_value().map(|(&key, _)| key)
+fn first(lp: &Loop) -> Option<(Place, u32)> {
+    lp.parked.table.borrow().first()
 }
 
 /// For the other loops.
-fn publish_first(lp: &Loop) {
-    lp.of_loop().longest_idle.store(first(lp).unwrap_or(NOBODY), Relaxed);
+fn publish(lp: &Loop) {
+    let since = first(lp).map_or(NOBODY, |(_, ticks)| ticks.into());
+    lp.of_loop().idle_since.store(since, Relaxed);
 }
 
-fn key(shared: &Shared, since: Instant, id: u64) -> u64 {
-    let ticks = since.saturating_duration_since(shared.begun).as_millis() / TICK.as_millis();
-    // For 13 years; two of the same tick are not 2^32 connections apart.
-    (ticks as u64) << 32 | id & u64::from(u32::MAX)
+fn instant(lp: &Loop, ticks: u32) -> Instant {
+    lp.shared.begun + TICK * ticks
 }
 
-fn since(shared: &Shared, key: u64) -> Instant {
-    shared.begun + TICK * (key >> 32) as u32
+/// Index into the table.
+type Place = u32;
+const NOWHERE: Place = Place::MAX;
+
+/// Entries in one piece of memory, so that what the tasks of idle clients give back is not held in
+/// between; linked in the order of their idleness.
+struct Table<T> {
+    entries: Vec<Entry<T>>,
+    number: usize,
+    longest: Place,
+    shortest: Place,
+    /// The first of the free entries, which are linked by `shorter`.
+    free: Place,
+}
+
+struct Entry<T> {
+    connection: Option<T>,
+    /// Idle since then, in ticks since the start.
+    since: u32,
+    longer: Place,
+    shorter: Place,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Table<T> {
+        Table { entries: Vec::new(), number: 0, longest: NOWHERE, shortest: NOWHERE, free: NOWHERE }
+    }
+}
+
+impl<T> Table<T> {
+    fn insert(&mut self, connection: T, since: u32) -> Place {
+        self.number += 1;
+        // They mostly come in order.
+        let (mut longer, mut shorter) = (self.shortest, NOWHERE);
+        while let Some(entry) = self.entries.get(longer as usize)
+            && entry.since > since
+        {
+            (longer, shorter) = (entry.longer, longer);
+        }
+        let entry = Entry { connection: Some(connection), since, longer, shorter };
+        let place = self.free;
+        let place = match self.entries.get_mut(place as usize) {
+            Some(free) => {
+                self.free = std::mem::replace(free, entry).shorter;
+                place
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as Place
+            }
+        };
+        *self.shorter_of(longer) = place;
+        *self.longer_of(shorter) = place;
+        place
+    }
+
+    fn get(&self, place: Place) -> Option<&T> {
+        self.entries.get(place as usize)?.connection.as_ref()
+    }
+
+    /// The one that has been idle longest, and since when.
+    fn first(&self) -> Option<(Place, u32)> {
+        self.entries.get(self.longest as usize).map(|entry| (self.longest, entry.since))
+    }
+
+    fn remove(&mut self, place: Place) -> Option<(T, u32)> {
+        let entry = self.entries.get_mut(place as usize)?;
+        let connection = entry.connection.take()?;
+        self.number -= 1;
+        let (since, longer, shorter) = (entry.since, entry.longer, entry.shorter);
+        entry.shorter = std::mem::replace(&mut self.free, place);
+        *self.shorter_of(longer) = shorter;
+        *self.longer_of(shorter) = longer;
+        if self.longest == NOWHERE {
+            *self = Table::default();
+        }
+        Some((connection, since))
+    }
+
+    /// What follows `place`, or begins the order.
+    fn shorter_of(&mut self, place: Place) -> &mut Place {
+        self.entries.get_mut(place as usize).map_or(&mut self.longest, |entry| &mut entry.shorter)
+    }
+
+    /// What precedes `place`, or ends the order.
+    fn longer_of(&mut self, place: Place) -> &mut Place {
+        self.entries.get_mut(place as usize).map_or(&mut self.shortest, |entry| &mut entry.longer)
+    }
 }
 
 #[cfg(test)]
@@ -213,6 +300,39 @@ mod tests {
 
     #[test]
     fn an_idle_client_is_an_entry_below_100_bytes() {
-        assert!(size_of::<Dormant>() <= 72, "{}", size_of::<Dormant>());
+        assert!(size_of::<Entry<Dormant>>() <= 80, "{}", size_of::<Entry<Dormant>>());
+    }
+
+    #[test]
+    fn the_table_is_in_the_order_of_idleness_whatever_comes_and_goes() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut table = Table::default();
+        let mut model: Vec<(u32, u32, Place)> = Vec::new();
+        for n in 0..20_000 {
+            match random.usize(..if n % 2000 < 1000 { 5 } else { 2 }) {
+                0 if !model.is_empty() => {
+                    let (since, id, place) = model.remove(random.usize(..model.len()));
+                    assert_eq!(table.remove(place), Some((id, since)));
+                    assert!(table.get(place).is_none() && table.remove(place).is_none());
+                }
+                1 if !model.is_empty() => {
+                    let (since, id, place) = model.remove(0);
+                    assert_eq!(table.first(), Some((place, since)));
+                    assert_eq!(table.remove(place), Some((id, since)));
+                }
+                _ => {
+                    let since = n / 10 + random.u32(..10);
+                    let place = table.insert(n, since);
+                    assert_eq!(table.get(place), Some(&n));
+                    let behind = model.partition_point(|(other, ..)| *other <= since);
+                    model.insert(behind, (since, n, place));
+                }
+            }
+            assert_eq!(table.first(), model.first().map(|&(since, _, place)| (place, since)));
+        }
+        for (since, id, place) in model {
+            assert_eq!(table.remove(place), Some((id, since)));
+        }
+        assert_eq!((table.first(), table.entries.capacity()), (None, 0));
     }
 }

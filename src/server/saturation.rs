@@ -39,7 +39,7 @@ pub(super) async fn run(lp: Rc<Loop>) {
             busy: lp.shared.gauges[super::Gauge::IN_FLIGHT].load(super::Relaxed),
             queue: lp.shared.gauges[super::Gauge::QUEUED].load(super::Relaxed),
             queue_wait_p95: waits.percentile(95).unwrap_or_default(),
-            shed: shed - shed_before,
+            shed: shed.saturating_sub(shed_before),
         };
         shed_before = shed;
         *lp.shared.saturation.lock().unwrap_or_else(PoisonError::into_inner) = saturation;
@@ -84,7 +84,9 @@ fn line(config: &Config, saturation: Saturation) -> String {
 fn shed() -> u64 {
     use Reason::{ClientLimit, Deadline, QueueFull, QueueTimeout, Shed};
     let refused = [QueueFull, QueueTimeout, Shed, Deadline, ClientLimit];
-    refused.map(|reason| METRICS.ends[reason as usize].get()).iter().sum()
+    let refused: u64 = refused.map(|reason| METRICS.ends[reason as usize].get()).iter().sum();
+    // A client that asks for too much says nothing of the app.
+    refused.saturating_sub(METRICS.client_limited.get())
 }
 
 impl Shared {

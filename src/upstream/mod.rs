@@ -368,7 +368,14 @@ impl Slot {
     pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
             let index = usize::from(self.index);
-            let (stream, since) = self.upstreams.lock_kept().get_mut(index)?.pop()?;
+            let (stream, since) = {
+                let mut all = self.upstreams.lock_kept();
+                let kept = all.get_mut(index)?;
+                // Another loop would have to wake this one for each answer.
+                let own = kept.iter().rposition(|(stream, _)| stream.is_watched_here());
+                let newest = kept.len().checked_sub(1)?;
+                kept.remove(own.unwrap_or(newest))
+            };
             let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
             if quiet && now - since < limit {
                 return Some(stream);

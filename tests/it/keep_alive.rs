@@ -268,6 +268,27 @@ fn client_that_leaves_after_long_idleness_leaves_nothing_behind() {
 }
 
 #[test]
+fn thousand_idle_clients_hold_less_than_half_a_megabyte() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &[]);
+    let memory = || proxy.status_field("RssAnon").parse::<usize>().unwrap();
+    let together = |n: usize| -> Vec<_> {
+        let mut clients: Vec<_> = (0..n).map(|_| proxy.connect()).collect();
+        clients.iter_mut().for_each(|client| client.get("/"));
+        clients.iter_mut().for_each(|client| drop(client.response()));
+        clients
+    };
+    // What the first requests allocate for all that come.
+    drop(together(100));
+    until(|| proxy.loops().iter().all(|of_loop| of_loop.sockets < 10));
+    let before = memory();
+    let clients = together(1000);
+    proxy.wait_parked(1000);
+    until(|| memory() < before + 512);
+    drop(clients);
+}
+
+#[test]
 fn idle_connection_has_its_whole_time_and_no_more() {
     let app = App::answering(ok("x"));
     let proxy = Proxy::start(&app, &["--client-keepalive", "2s"]);

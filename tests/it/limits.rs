@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{App, GUARD, Proxy, bufproxy, chunked, ok};
+use crate::support::{App, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path};
 
 #[test]
 fn declared_body_beyond_max_body_is_refused_unread() {
@@ -162,6 +162,114 @@ fn body_below_the_minimum_rate_is_408() {
     }
     assert_eq!(proxy.record("/rate").get("end"), "body_timeout");
     app.assert_no_connection();
+}
+
+#[test]
+#[ignore = "takes 30 s: that is the time over which a rate counts; .ci/full runs it"]
+fn reader_below_the_minimum_rate_is_cut_and_one_above_is_not() {
+    let app = App::answering(ok(vec![b'x'; 30_000_000]));
+    let proxy = Proxy::start(&app, &["--send-min-rate", "60k", "--saturation-log", "off"]);
+    let (mut slow, mut fast) = (proxy.connect_slow(), proxy.connect());
+    slow.get("/slow");
+    fast.get("/fast");
+    // 40 KB and 400 KB a second.
+    for _ in 0..1000 {
+        if !proxy.stdout.seen().is_empty() {
+            break;
+        }
+        slow.read_some(4_000);
+        fast.exact(40_000);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let record = proxy.record("/slow");
+    assert_eq!(record.get("end"), "send_timeout");
+    assert!(record.seconds("send") + record.seconds("upstream") >= Duration::from_secs(29));
+    slow.cut_response();
+    fast.exact(1_000_000);
+    assert_eq!(proxy.stdout.seen().len(), 1, "the fast one was cut, too");
+}
+
+/// A request of this client of a proxy that is trusted.
+fn ask_as(proxy: &Proxy, client: &str, target: &str) -> Client {
+    let mut connection = proxy.connect();
+    let fields = format!("Host: a\r\nX-Forwarded-For: {client}");
+    connection.send(format!("GET {target} HTTP/1.1\r\n{fields}\r\n\r\n"));
+    connection
+}
+
+#[test]
+fn client_has_a_limit_of_requests_at_once() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-requests-per-client", "2", "--trust", "private"]);
+    let mut one = ask_as(&proxy, "2001:db8::1", "/one");
+    let (worker, _) = app.request();
+    // The same network.
+    let mut two = ask_as(&proxy, "2001:db8::2", "/two");
+    let (other_worker, _) = app.request();
+    let refusal = ask_as(&proxy, "2001:db8::3", "/three").response();
+    assert_eq!(refusal.status(), 503);
+    assert!(refusal.get("retry-after").is_some());
+    assert_eq!(proxy.record("/three").get("end"), "client_limit");
+    app.assert_no_connection();
+    let mut other = ask_as(&proxy, "192.0.2.1", "/other");
+    app.request().0.reply("");
+    assert_eq!(other.response().status(), 200);
+
+    worker.reply("");
+    assert_eq!(one.response().status(), 200);
+    proxy.record("/one");
+    let mut four = ask_as(&proxy, "2001:db8::1", "/four");
+    app.request().0.reply("");
+    assert_eq!(four.response().status(), 200);
+    other_worker.reply("");
+    assert_eq!(two.response().status(), 200);
+}
+
+#[test]
+fn client_that_leaves_is_not_rid_of_what_it_asked_for() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-requests-per-client", "1", "--trust", "private"]);
+    let gone = ask_as(&proxy, "192.0.2.1", "/gone");
+    let (mut worker, _) = app.request();
+    drop(gone);
+    proxy.record("/gone");
+    assert_eq!(ask_as(&proxy, "192.0.2.1", "/next").response().status(), 503);
+    // Its worker is done.
+    worker.send(ok(""));
+    worker.wait_closed();
+    proxy.settle();
+    let mut last = ask_as(&proxy, "192.0.2.1", "/last");
+    app.request().0.reply("");
+    assert_eq!(last.response().status(), 200);
+}
+
+#[test]
+fn peer_behind_which_all_clients_may_be_has_no_limit_of_requests() {
+    let app = App::unix();
+    let limit = ["--max-requests-per-client", "1"];
+    let untrusted = Proxy::start(&app, &limit);
+    // It is trusted, but does not say who asks.
+    let silent = Proxy::start(&app, &[limit, ["--trust", "private"]].concat());
+    let dir = tempfile::tempdir().unwrap();
+    let path = unix_path(&dir);
+    let unix = Proxy::launch(|command| {
+        command.args(["--upstream", app.address()]).args(limit);
+        command.args(["--listen", &format!("unix:{}", path.display())]);
+    });
+    let clients = [
+        [untrusted.connect(), untrusted.connect()],
+        [silent.connect(), silent.connect()],
+        [Client::unix(&path), Client::unix(&path)],
+    ];
+    for mut pair in clients {
+        let workers = pair.each_mut().map(|client| {
+            client.get("/");
+            app.request().0
+        });
+        workers.into_iter().for_each(|worker| worker.reply(""));
+        assert_eq!(pair.each_mut().map(|client| client.response().status()), [200, 200]);
+    }
+    drop(unix);
 }
 
 #[test]
