@@ -853,7 +853,7 @@ impl Heap {
     /// For so many sweeps it has to be free: a load that goes up and down is left alone.
     const SWEEPS: u32 = 2;
     /// Bytes that are worth it.
-    const WORTH: u64 = 256 * 1024;
+    const WORTH: u64 = 128 * 1024;
     /// What a busy connection costs beside its spools, roughly.
     const CONNECTION: u64 = 4 * 1024;
 
