@@ -76,7 +76,8 @@
 //! 3. Never more app connections than slots, none without a request to write, closed at the end of the
 //!    message, no half-close: `upstream::attempt`, `Pump`. `discard` shuts down reading alone.
 //! 4. All spools stay inside one budget of memory and one of disk; beyond them a response is no longer
-//!    read and a request is refused: `spool::budget`.
+//!    read and a request is refused; nobody takes them from the others: `spool::budget`. What only
+//!    waits goes to disk: `Spool::relieve`.
 //! 5. Each request, malformed and aborted ones too, is one record: `Exchange::end`, and its `Drop`
 //!    for tasks that are dropped.
 //! 6. A cut response never looks complete; nothing sent yet means a clean error: `Exchange::refuse`,
@@ -118,6 +119,11 @@
 //!   they held goes back to the system only when asked (`sys::trim_heap`): 0.14 KiB for each is left.
 //! - **Positions of a spool are offsets of its file** (sparse, holes punched behind the reader): no
 //!   index, no rewriting, and a replay is `read = 0`.
+//! - **The C library's allocator, and `malloc_trim` when a burst is over** (`server::Heap`): what it
+//!   keeps is given back, and no dependency is needed. 1,000 stalled readers of 1 MiB held 7.1 KiB each
+//!   and left 1.4 MiB behind; with jemalloc 9.3 KiB and 4.8 MiB, with mimalloc 20.6 KiB and 3.4 MiB.
+//! - **Page cache of spool files is dropped beside the writers** (`spool::file`), not by them: a worker
+//!   would be held for as long as the disk takes.
 //! - **The log line is rendered on the loop, written by the log's thread.** The buffer is bounded; what
 //!   does not fit is dropped and counted, because a client must never wait for a log.
 //! - **The exec shim** is our own binary (`supervisor::exec`): code between fork and exec would have to

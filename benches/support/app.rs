@@ -31,6 +31,15 @@ pub(crate) enum Upstream {
     KeepAlive,
 }
 
+impl Upstream {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Upstream::ConnectionPerRequest => "connection per request",
+            Upstream::KeepAlive => "keep-alive",
+        }
+    }
+}
+
 impl App {
     /// Serves on a new socket below `dir` for as long as the bench runs.
     pub(crate) fn start(dir: &Path, upstream: Upstream) -> io::Result<App> {

@@ -14,3 +14,5 @@ pub(crate) mod rescue;
 pub(crate) mod restart;
 pub(crate) mod results;
 pub(crate) mod table;
+pub(crate) mod tail;
+pub(crate) mod threads;
