@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{App, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path};
+use crate::support::{App, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path, until};
 
 #[test]
 fn declared_body_beyond_max_body_is_refused_unread() {
@@ -317,6 +317,8 @@ fn client_that_is_idle_longest_makes_room() {
             std::thread::sleep(Duration::from_millis(110));
         }
         proxy.wait_parked(9);
+        let sockets = || proxy.loops().iter().map(|of_loop| of_loop.sockets).sum::<usize>();
+        let with_nine = sockets();
         for (came, goes) in [3, 4, 5].into_iter().enumerate() {
             let mut client = proxy.connect();
             client.get("/new");
@@ -327,7 +329,7 @@ fn client_that_is_idle_longest_makes_room() {
             }
             drop(client);
             // Before that has been seen there would be one too many once more.
-            proxy.wait_parked(8);
+            until(|| sockets() == with_nine - 1);
             idle[goes] = proxy.connect();
             proxy.wait_parked(9);
         }
