@@ -140,10 +140,13 @@ fn plot(part: &str, results: &Results) -> Bars {
         }
         "overload" => {
             let load = |row: &Vec<String>| row.get(1).cloned().unwrap_or_default();
+            // Beside the others alone.
+            let rows = || rows().filter(|row| !load(row).starts_with("patience"));
             let mut loads: Vec<String> = rows().map(load).collect();
             loads.dedup();
             let group = |times: &String| {
                 let rows: Vec<_> = rows().filter(|row| load(row) == *times).collect();
+                let times = times.trim_end_matches(" times");
                 let name = format!("{times} times what the workers can do");
                 results.column("answered in time, of capacity", &name, &rows)
             };
