@@ -4,7 +4,7 @@
 use std::env;
 use std::io;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 mod reference;
 mod relay;
@@ -12,11 +12,14 @@ mod support;
 
 use support::proxies::Kind;
 use support::rescue::Front;
-use support::{capacity, cpu, memory, overload, process, rescue, restart, results};
+use support::{
+    capacity, churn, cpu, memory, overload, process, rescue, restart, results, tail, threads,
+};
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
-  PART          cpu, memory, rescue, capacity, overload, restart; without any, all of them
+  PART          cpu, memory, rescue, capacity, overload, restart, threads, tail; without any, all
+  churn         only when it is named: 2000000 connections, or --connections N; --quick: 60 s of them
   plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
@@ -68,6 +71,8 @@ const MEMORY: [Kind; 7] = [
 ];
 const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
+const THREADS: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
+const TAIL: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const RESCUE: [Front; 6] = [
     Front::Nothing,
     Front::Proxy(Kind::Bufproxy),
@@ -83,6 +88,7 @@ struct Options {
     case: String,
     proxies: Vec<String>,
     parts: Vec<String>,
+    connections: Option<u64>,
     plots: bool,
 }
 
@@ -97,7 +103,12 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
+                "--connections" => {
+                    options.connections = Some(value()?.parse().map_err(io::Error::other)?);
+                }
                 "plots" => options.plots = true,
+                // Not plotted.
+                "threads" | "tail" | "churn" => options.parts.push(argument),
                 part if results::PARTS.contains(&part) => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
@@ -171,8 +182,19 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     if options.wants("restart") {
         show("restart", &restart::run(&options.select(&OVERLOAD), dir.path())?)?;
     }
+    if options.wants("threads") {
+        println!("{}", threads::run(&options.select(&THREADS), options.quick, dir.path())?);
+    }
+    if options.wants("tail") {
+        println!("{}", tail::run(&options.select(&TAIL), options.quick, dir.path())?);
+    }
     if options.plots {
         results::publish()?;
+    }
+    if options.parts.iter().any(|part| part == "churn") {
+        let connections = options.connections.unwrap_or(2_000_000);
+        let limit = options.quick.then_some(Duration::from_secs(60));
+        println!("{}", churn::run(connections, limit, dir.path())?);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Reads and writes are plain `recv` and `send` behind `AsyncFd`. A short read or write takes the
 //! readiness back at once, which saves the call that would only have said EAGAIN.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -30,17 +31,41 @@ const BACKLOG: i32 = 2048;
 #[derive(Debug)]
 pub(crate) struct Stream {
     fd: AsyncFd<Socket>,
+    /// The thread whose loop watches it.
+    thread: usize,
+}
+
+/// So many bytes are copied together sooner than the kernel reads a list of slices.
+const JOIN: usize = 2048;
+
+thread_local! {
+    /// Its address stands for the thread.
+    static HERE: Cell<u8> = const { Cell::new(0) };
+    static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn this_thread() -> usize {
+    HERE.with(|here| here.as_ptr().addr())
 }
 
 impl Stream {
     /// Registers a socket for reading and writing.
     pub(crate) fn new(socket: Socket) -> io::Result<Stream> {
-        Ok(Stream { fd: sys::watch(socket, Interest::READABLE | Interest::WRITABLE)? })
+        Stream::watch(socket, Interest::READABLE | Interest::WRITABLE)
     }
 
     /// Registers a socket on which nothing is left to write.
     pub(crate) fn read_only(socket: Socket) -> io::Result<Stream> {
-        Ok(Stream { fd: sys::watch(socket, Interest::READABLE)? })
+        Stream::watch(socket, Interest::READABLE)
+    }
+
+    fn watch(socket: Socket, interest: Interest) -> io::Result<Stream> {
+        Ok(Stream { fd: sys::watch(socket, interest)?, thread: this_thread() })
+    }
+
+    /// By the loop of this thread.
+    pub(crate) fn is_watched_here(&self) -> bool {
+        self.thread == this_thread()
     }
 
     pub(crate) fn socket(&self) -> &Socket {
@@ -145,6 +170,13 @@ impl Stream {
 pub(crate) fn send(socket: &Socket, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [one] = bufs {
         return Ok(rustix::net::send(socket, one, SendFlags::NOSIGNAL)?);
+    }
+    if bufs.iter().map(|buf| buf.len()).sum::<usize>() <= JOIN {
+        return JOINED.with_borrow_mut(|joined| {
+            joined.clear();
+            bufs.iter().for_each(|buf| joined.extend_from_slice(buf));
+            Ok(rustix::net::send(socket, joined, SendFlags::NOSIGNAL)?)
+        });
     }
     let mut control = rustix::net::SendAncillaryBuffer::default();
     Ok(rustix::net::sendmsg(socket, bufs, &mut control, SendFlags::NOSIGNAL)?)

@@ -225,7 +225,7 @@ CASES = {
     "reload": (reload, {}),
     "recycle": (recycle, {"options": ["--max-requests", "60"]}),
     # gunicorn replaces 10 to 20 workers a second, each with a pause of up to 0.1 s behind it.
-    "recycle-3": (recycle, {"options": ["--max-requests", "3"]}, 20),
+    "recycle-3": (recycle, {"options": ["--max-requests", "3"]}, 10),
     "kill": (kill, {}),
 }
 

@@ -31,6 +31,15 @@ pub(crate) enum Upstream {
     KeepAlive,
 }
 
+impl Upstream {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Upstream::ConnectionPerRequest => "connection per request",
+            Upstream::KeepAlive => "keep-alive",
+        }
+    }
+}
+
 impl App {
     /// Serves on a new socket below `dir` for as long as the bench runs.
     pub(crate) fn start(dir: &Path, upstream: Upstream) -> io::Result<App> {
@@ -107,7 +116,8 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, usize)>> {
     match request.parse(bytes).map_err(io::Error::other)? {
         httparse::Status::Partial => Ok(None),
         httparse::Status::Complete(head) => {
-            let size = request.path.and_then(|path| path[1..].parse().ok()).unwrap_or(0);
+            let size = request.path.and_then(|path| path[1..].split('?').next()?.parse().ok());
+            let size = size.unwrap_or(0);
             Ok(Some((head, size, super::load::content_length(request.headers))))
         }
     }

@@ -30,7 +30,7 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     let mut rows = Vec::new();
     for kind in kinds {
         let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", OPTIONS, dir)?;
-        let row = block_on(one(&proxy, window))?;
+        let row = block_on(one(&proxy, &app, window))?;
         eprintln!("{row:?}");
         rows.push(row);
     }
@@ -45,7 +45,7 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     Ok(markdown(&columns.map(String::from), &rows))
 }
 
-async fn one(proxy: &Proxy, window: Duration) -> io::Result<Vec<String>> {
+async fn one(proxy: &Proxy, app: &App, window: Duration) -> io::Result<Vec<String>> {
     let most = Rc::new(Cell::new(0));
     let watch = async {
         loop {
@@ -58,12 +58,12 @@ async fn one(proxy: &Proxy, window: Duration) -> io::Result<Vec<String>> {
         let part = STALLED / 4;
         let (get, post) = (load::get("/1048576"), load::post("/100", 2 * MEGABYTE, MEGABYTE));
         let head = load::get("/100");
-        let readers = memory::partial(proxy, part, get).await?;
-        let uploads = memory::partial(proxy, part, post).await?;
+        let readers = memory::partial(proxy, app, part, get).await?;
+        let uploads = memory::partial(proxy, app, part, post).await?;
         let idle = memory::idle(proxy, part).await?;
         sleep(SETTLE).await;
         // The last ones: after 10 s they are answered 408.
-        let halves = memory::partial(proxy, part, head[..head.len() / 2].to_vec()).await?;
+        let halves = memory::partial(proxy, app, part, head[..head.len() / 2].to_vec()).await?;
         let (with, failed) = fast(proxy, window).await?;
         drop((readers, uploads, idle, halves));
         sleep(SETTLE).await;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -140,11 +140,11 @@ async fn measure(case: Case, proxy: &Proxy, app: &App) -> io::Result<Cost> {
         Case::Idle(clients) => idle(proxy, clients).await?,
         Case::HalfHead(clients) => {
             let head = load::get("/100");
-            partial(proxy, clients, head[..head.len() / 2].to_vec()).await?
+            partial(proxy, app, clients, head[..head.len() / 2].to_vec()).await?
         }
-        Case::Reader(clients) => partial(proxy, clients, load::get("/1048576")).await?,
+        Case::Reader(clients) => partial(proxy, app, clients, load::get("/1048576")).await?,
         Case::Upload(clients) => {
-            partial(proxy, clients, load::post("/100", 2 * MEGABYTE, MEGABYTE)).await?
+            partial(proxy, app, clients, load::post("/100", 2 * MEGABYTE, MEGABYTE)).await?
         }
     };
     sleep(SETTLE).await;
@@ -173,8 +173,10 @@ pub(crate) async fn idle(proxy: &Proxy, clients: usize) -> io::Result<Vec<TcpStr
 }
 
 /// Clients that send `bytes`, or as much of them as is taken, and nothing more; they read nothing.
+/// The next ones come when the app is done with these, if it ever is.
 pub(crate) async fn partial(
     proxy: &Proxy,
+    app: &App,
     clients: usize,
     bytes: Vec<u8>,
 ) -> io::Result<Vec<TcpStream>> {
@@ -194,6 +196,10 @@ pub(crate) async fn partial(
         });
         for stream in batch.collect::<Vec<_>>() {
             open.push(stream.await.map_err(io::Error::other)??);
+        }
+        let patience = Instant::now() + Duration::from_secs(2);
+        while app.open() > 0 && Instant::now() < patience {
+            sleep(Duration::from_millis(1)).await;
         }
     }
     Ok(open)

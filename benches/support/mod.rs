@@ -2,6 +2,7 @@
 
 pub(crate) mod app;
 pub(crate) mod capacity;
+pub(crate) mod churn;
 pub(crate) mod cpu;
 pub(crate) mod load;
 pub(crate) mod memory;
@@ -13,3 +14,5 @@ pub(crate) mod rescue;
 pub(crate) mod restart;
 pub(crate) mod results;
 pub(crate) mod table;
+pub(crate) mod tail;
+pub(crate) mod threads;

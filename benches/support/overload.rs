@@ -98,8 +98,8 @@ pub(crate) fn run(kinds: &[Kind], filter: &str, quick: bool, dir: &Path) -> io::
     }
     let columns = [
         "four workers",
-        "their time, and the load, of capacity",
         "clients leave after, s",
+        "proxy",
         "answered in time, of capacity",
         "p50 of them, ms",
         "done by the app",
@@ -151,9 +151,9 @@ fn one(
     let part = answered.len() as f64 / (capacity * seconds);
     let p50 = answered.get(answered.len() / 2).map(|time| time.as_secs_f64() * 1e3);
     let row = vec![
-        kind.name().to_string(),
         case.name.to_string(),
         format!("{patience}"),
+        kind.name().to_string(),
         format!("{part:.2}"),
         p50.map_or("–".into(), figure),
         done.load(Relaxed).to_string(),

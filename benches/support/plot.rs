@@ -18,8 +18,8 @@ pub(crate) struct Group {
 
 const WIDTH: usize = 760;
 /// Where the bars begin, and the longest of them.
-const LEFT: usize = 220;
-const LONGEST: usize = 440;
+const LEFT: usize = 250;
+const LONGEST: usize = 420;
 const BAR: usize = 22;
 const STYLE: &str = "\
 .page { fill: #ffffff } text { fill: #1f2328 } .soft { fill: #59636e }

@@ -88,6 +88,11 @@ impl Process {
         self.pids().into_iter().map(of).sum()
     }
 
+    /// Open descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.pids().into_iter().map(|pid| list(&format!("/proc/{pid}/fd")).len()).sum()
+    }
+
     /// Bytes in memory of all processes, program text and what they share counted in each. Quick to
     /// ask for.
     pub(crate) fn resident(&self) -> u64 {

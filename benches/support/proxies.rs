@@ -78,6 +78,30 @@ impl Proxy {
         options: &[&str],
         dir: &Path,
     ) -> io::Result<Proxy> {
+        Proxy::launch(kind, socket, upstream, concurrency, options, 1, dir)
+    }
+
+    /// With so many threads; nginx with as many workers.
+    pub(crate) fn with_threads(
+        kind: Kind,
+        socket: &Path,
+        upstream: Upstream,
+        threads: usize,
+        dir: &Path,
+    ) -> io::Result<Proxy> {
+        let options = ["--threads", &threads.to_string()];
+        Proxy::launch(kind, socket, upstream, "off", &options, threads, dir)
+    }
+
+    fn launch(
+        kind: Kind,
+        socket: &Path,
+        upstream: Upstream,
+        concurrency: &str,
+        options: &[&str],
+        workers: usize,
+        dir: &Path,
+    ) -> io::Result<Proxy> {
         let dir = tempfile::Builder::new().prefix("proxy").tempdir_in(dir)?.keep();
         let address = free_address()?;
         let port = address.port().to_string();
@@ -112,13 +136,14 @@ impl Proxy {
                 }
             }
             Kind::Nginx | Kind::NginxLarge => {
-                let keep = "keepalive 32; keepalive_requests 100000000;";
+                let keep = "keepalive 1024; keepalive_requests 100000000;";
                 let reuse = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
                 let large = "client_body_buffer_size 2m; proxy_buffers 20 64k; \
                              proxy_buffer_size 64k; proxy_busy_buffers_size 128k;";
                 let config = configure(
                     include_str!("../conf/nginx.conf"),
                     &[
+                        ("@WORKERS@", &workers.to_string()),
                         ("@KEEPALIVE@", if keep_alive { keep } else { "" }),
                         ("@REUSE@", if keep_alive { reuse } else { "" }),
                         ("@BUFFERS@", if kind == Kind::NginxLarge { large } else { "" }),

@@ -96,10 +96,10 @@ impl Results {
         Group { name: row[0].clone(), bars: columns.iter().filter_map(cell).collect() }
     }
 
-    /// The bars of one column, one for each of the rows.
-    fn column(&self, name: &str, group: &str, rows: &[&Vec<String>]) -> Group {
+    /// The bars of one column, one for each of the rows; they have the names of the column `who`.
+    fn column(&self, name: &str, group: &str, who: usize, rows: &[&Vec<String>]) -> Group {
         let at = self.columns.iter().position(|column| column == name);
-        let bar = |row: &&Vec<String>| Some((row[0].clone(), number(row.get(at?)?)?));
+        let bar = |row: &&Vec<String>| Some((row.get(who)?.clone(), number(row.get(at?)?)?));
         Group { name: group.to_owned(), bars: rows.iter().filter_map(bar).collect() }
     }
 }
@@ -130,40 +130,42 @@ fn plot(part: &str, results: &Results) -> Bars {
                 .map(|row| results.row(row, &OTHERS))
                 .collect(),
         ),
-        "rescue" => {
+        "rescue" => (
+            "Four gunicorn workers and 200 slow clients",
+            "What fast clients keep of the throughput that they have alone. More is better.",
+            vec![results.column("kept", "", 0, &rows().collect::<Vec<_>>())],
+        ),
+        "capacity" => {
             let all: Vec<_> = rows().collect();
             (
-                "Four gunicorn workers and 200 slow clients",
-                "What fast clients keep of the throughput that they have alone. More is better.",
-                vec![results.column("kept", "", &all)],
+                "5,000 stalled clients",
+                "What eight fast ones keep of their throughput, and the most memory of the proxy.",
+                vec![
+                    results.column("kept", "kept (more is better)", 0, &all),
+                    results.column("most memory, MiB", "memory, MiB (less is better)", 0, &all),
+                ],
             )
         }
         "overload" => {
-            let load = |row: &Vec<String>| row.get(1).cloned().unwrap_or_default();
-            // Beside the others alone.
-            let rows = || rows().filter(|row| !load(row).starts_with("patience"));
-            let mut loads: Vec<String> = rows().map(load).collect();
-            loads.dedup();
-            let group = |times: &String| {
-                let rows: Vec<_> = rows().filter(|row| load(row) == *times).collect();
-                let times = times.trim_end_matches(" times");
-                let name = format!("{times} times what the workers can do");
-                results.column("answered in time, of capacity", &name, &rows)
+            // Those that all proxies did.
+            let mut cases: Vec<&String> =
+                rows().map(|row| &row[0]).filter(|case| !case.starts_with("patience")).collect();
+            cases.dedup();
+            let group = |case: &&String| {
+                let rows: Vec<_> = rows().filter(|row| row[0] == **case).collect();
+                results.column("answered in time, of capacity", case, 2, &rows)
             };
             (
-                "Overload, clients that leave after 1 s",
-                "Answered in time, of what four workers of 100 ms can do. More is better.",
-                loads.iter().map(group).collect(),
+                "Overload: more requests than four workers can do",
+                "Answered before the client leaves (1 s), of what the workers can do. More is better.",
+                cases.iter().map(group).collect(),
             )
         }
-        _ => {
-            let all: Vec<_> = rows().collect();
-            (
-                "The app stops for 1 s and comes back, 300 requests a second",
-                "Requests that failed. Less is better.",
-                vec![results.column("failed", "", &all)],
-            )
-        }
+        _ => (
+            "The app stops for 1 s and comes back, 300 requests a second",
+            "Requests that failed. Less is better.",
+            vec![results.column("failed", "", 0, &rows().collect::<Vec<_>>())],
+        ),
     };
     Bars { title: title.to_owned(), note: note.to_owned(), groups }
 }

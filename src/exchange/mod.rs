@@ -734,3 +734,21 @@ pub(crate) fn give_back(x: Box<Exchange>) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future that this function makes.
+    fn size_of_future<'a, F: Future>(
+        _: fn(&'a Conn, &'a mut Exchange, Option<Filled>) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn busy_client_without_its_buffers_is_under_four_kilobytes() {
+        let (future, state) = (size_of_future(serve), size_of::<Exchange>());
+        assert!(future + state <= 4096, "future {future}, exchange {state}");
+    }
+}

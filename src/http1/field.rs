@@ -79,72 +79,65 @@ impl FieldId {
     /// Classifies a field name, a token, without regard to case.
     pub fn of(name: &[u8]) -> FieldId {
         use FieldId::*;
-        let candidates: &[(&[u8], FieldId)] = match name.len() {
-            2 => &[(b"te", Te)],
-            3 => &[(b"via", Via)],
-            4 => &[(b"host", Host), (b"date", Date), (b"etag", Etag), (b"vary", Vary)],
-            5 => &[(b"proxy", Proxy)],
-            6 => &[(b"accept", Accept), (b"cookie", Cookie), (b"expect", Expect)],
-            7 => &[(b"referer", Referer), (b"upgrade", Upgrade), (b"trailer", Trailer)],
-            9 => &[(b"forwarded", Forwarded), (b"x-real-ip", XRealIp)],
-            10 => &[
-                (b"user-agent", UserAgent),
-                (b"connection", Connection),
-                (b"keep-alive", KeepAlive),
-            ],
-            12 => &[
-                (b"content-type", ContentType),
-                (b"x-request-id", XRequestId),
-                (b"max-forwards", MaxForwards),
-            ],
-            13 => &[
-                (b"cache-control", CacheControl),
-                (b"authorization", Authorization),
-                (b"accept-ranges", AcceptRanges),
-                (b"x-queue-start", XQueueStart),
-            ],
-            14 => &[
-                (b"content-length", ContentLength),
-                (b"http2-settings", Http2Settings),
-                (b"x-forwarded-by", XForwardedBy),
-            ],
-            15 => &[
-                (b"accept-encoding", AcceptEncoding),
-                (b"x-forwarded-for", XForwardedFor),
-                (b"x-request-start", XRequestStart),
-                (b"x-forwarded-ssl", XForwardedSsl),
-                (b"front-end-https", FrontEndHttps),
-            ],
-            16 => &[
-                (b"content-encoding", ContentEncoding),
-                (b"x-forwarded-host", XForwardedHost),
-                (b"x-forwarded-port", XForwardedPort),
-                (b"proxy-connection", ProxyConnection),
-            ],
-            17 => &[
-                (b"transfer-encoding", TransferEncoding),
-                (b"x-forwarded-proto", XForwardedProto),
-                (b"x-accel-buffering", XAccelBuffering),
-            ],
-            18 => &[
-                (b"x-forwarded-prefix", XForwardedPrefix),
-                (b"x-forwarded-scheme", XForwardedScheme),
-                (b"x-forwarded-server", XForwardedServer),
-                (b"proxy-authenticate", ProxyAuthenticate),
-            ],
-            19 => &[(b"proxy-authorization", ProxyAuthorization)],
-            20 => &[(b"x-forwarded-protocol", XForwardedProtocol)],
-            _ => &[],
+        let &[first, .., last] = name else { return FieldId::of_unknown(name) };
+        // One candidate for each length, first and last letter.
+        let (known, id): (&[u8], FieldId) = match (name.len(), first | 0x20, last | 0x20) {
+            (2, b't', b'e') => (b"te", Te),
+            (3, b'v', b'a') => (b"via", Via),
+            (4, b'd', b'e') => (b"date", Date),
+            (4, b'e', b'g') => (b"etag", Etag),
+            (4, b'h', b't') => (b"host", Host),
+            (4, b'v', b'y') => (b"vary", Vary),
+            (5, b'p', b'y') => (b"proxy", Proxy),
+            (6, b'a', b't') => (b"accept", Accept),
+            (6, b'c', b'e') => (b"cookie", Cookie),
+            (6, b'e', b't') => (b"expect", Expect),
+            (7, b'r', b'r') => (b"referer", Referer),
+            (7, b't', b'r') => (b"trailer", Trailer),
+            (7, b'u', b'e') => (b"upgrade", Upgrade),
+            (9, b'f', b'd') => (b"forwarded", Forwarded),
+            (9, b'x', b'p') => (b"x-real-ip", XRealIp),
+            (10, b'c', b'n') => (b"connection", Connection),
+            (10, b'k', b'e') => (b"keep-alive", KeepAlive),
+            (10, b'u', b't') => (b"user-agent", UserAgent),
+            (12, b'c', b'e') => (b"content-type", ContentType),
+            (12, b'm', b's') => (b"max-forwards", MaxForwards),
+            (12, b'x', b'd') => (b"x-request-id", XRequestId),
+            (13, b'a', b's') => (b"accept-ranges", AcceptRanges),
+            (13, b'a', b'n') => (b"authorization", Authorization),
+            (13, b'c', b'l') => (b"cache-control", CacheControl),
+            (13, b'x', b't') => (b"x-queue-start", XQueueStart),
+            (14, b'c', b'h') => (b"content-length", ContentLength),
+            (14, b'h', b's') => (b"http2-settings", Http2Settings),
+            (14, b'x', b'y') => (b"x-forwarded-by", XForwardedBy),
+            (15, b'a', b'g') => (b"accept-encoding", AcceptEncoding),
+            (15, b'f', b's') => (b"front-end-https", FrontEndHttps),
+            (15, b'x', b'r') => (b"x-forwarded-for", XForwardedFor),
+            (15, b'x', b'l') => (b"x-forwarded-ssl", XForwardedSsl),
+            (15, b'x', b't') => (b"x-request-start", XRequestStart),
+            (16, b'c', b'g') => (b"content-encoding", ContentEncoding),
+            (16, b'p', b'n') => (b"proxy-connection", ProxyConnection),
+            (16, b'x', b't') if name[12] | 0x20 == b'h' => (b"x-forwarded-host", XForwardedHost),
+            (16, b'x', b't') => (b"x-forwarded-port", XForwardedPort),
+            (17, b't', b'g') => (b"transfer-encoding", TransferEncoding),
+            (17, b'x', b'g') => (b"x-accel-buffering", XAccelBuffering),
+            (17, b'x', b'o') => (b"x-forwarded-proto", XForwardedProto),
+            (18, b'p', b'e') => (b"proxy-authenticate", ProxyAuthenticate),
+            (18, b'x', b'x') => (b"x-forwarded-prefix", XForwardedPrefix),
+            (18, b'x', b'e') => (b"x-forwarded-scheme", XForwardedScheme),
+            (18, b'x', b'r') => (b"x-forwarded-server", XForwardedServer),
+            (19, b'p', b'n') => (b"proxy-authorization", ProxyAuthorization),
+            (20, b'x', b'l') => (b"x-forwarded-protocol", XForwardedProtocol),
+            _ => return FieldId::of_unknown(name),
         };
-        for (known, id) in candidates {
-            // The first letter spares most of the comparisons; without an early exit the rest is
-            // vector code. Of the bytes of a token, 0x20 changes only letters and ^.
-            let differs = |sum, (known, byte): (&u8, &u8)| sum | (known ^ (byte | 0x20));
-            if known[0] == name[0] | 0x20 && known.iter().zip(name).fold(0, differs) == 0 {
-                return *id;
-            }
-        }
-        if name.contains(&b'_') { Underscore } else { Other }
+        // Without an early exit it is vector code. Of the bytes of a token, 0x20 changes only letters
+        // and ^.
+        let differs = |sum, (known, byte): (&u8, &u8)| sum | (known ^ (byte | 0x20));
+        if known.iter().zip(name).fold(0, differs) == 0 { id } else { FieldId::of_unknown(name) }
+    }
+
+    fn of_unknown(name: &[u8]) -> FieldId {
+        if name.contains(&b'_') { FieldId::Underscore } else { FieldId::Other }
     }
 }
 

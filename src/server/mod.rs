@@ -845,7 +845,7 @@ fn start_loop(
 struct Heap {
     /// The most since it was given back.
     most: u64,
-    /// Sweeps that found half of it free.
+    /// Sweeps that found a quarter of it free.
     free_for: u32,
 }
 
@@ -862,7 +862,7 @@ impl Heap {
         let tasks = lp.of_loop().connections.load(Relaxed).saturating_sub(lp.parked.number());
         let now = lp.shared.budget.memory_used() + tasks as u64 * Heap::CONNECTION;
         self.most = self.most.max(now);
-        if self.most - now < Heap::WORTH.max(self.most / 2) {
+        if self.most - now < Heap::WORTH.max(self.most / 4) {
             self.free_for = 0;
             return false;
         }

@@ -268,8 +268,8 @@ impl Spool {
     }
 
     /// The bytes at the read position as slices, for a vectored write: as many as `out` takes,
-    /// `limit` bytes at most, as long as they are in memory. Gives the number of slices and of bytes in them, which is
-    /// `unread()` when that is all.
+    /// `limit` bytes at most, as long as they are in memory. Gives the number of slices and of bytes
+    /// in them, which is `unread()` when that is all.
     pub fn memory_slices<'a>(&'a self, limit: usize, out: &mut [IoSlice<'a>]) -> (usize, u64) {
         if self.read < self.memory.start() {
             return (0, 0);

@@ -112,7 +112,8 @@ impl Workers {
     /// `4 workers`, `4 workers x 2 threads`
     pub fn describe(&self) -> String {
         let many = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let workers = many(self.count.taken.unwrap_or_default(), "worker");
+        let alive = self.count.seen.len().min(self.count.taken.unwrap_or_default());
+        let workers = many(alive, "worker");
         match self.threads {
             1 => workers,
             threads => format!("{workers} x {}", many(threads, "thread")),

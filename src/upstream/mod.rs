@@ -44,6 +44,8 @@ struct State {
     addrs: Vec<Arc<UpstreamAddr>>,
     /// Concurrency is off: slots only bound the number, they say nothing of the app.
     unbounded: bool,
+    /// The app is a gunicorn of sync or gthread workers, which read what comes in one write whole.
+    takes_whole: bool,
     /// Slots that are held, and how many of them since before the last `mark`.
     held: usize,
     older: usize,
@@ -57,6 +59,7 @@ impl Upstreams {
                 queue: Queue::new(rules(config), Instant::now()),
                 addrs: Vec::new(),
                 unbounded: false,
+                takes_whole: false,
                 held: 0,
                 older: 0,
                 marks: 0,
@@ -86,6 +89,7 @@ impl Upstreams {
             };
             let slots: Vec<usize> = state.addrs.iter().map(slots).collect();
             state.unbounded = unbounded;
+            state.takes_whole = config.workers.is_some();
             state.queue.configure(&slots, rules(config), Instant::now());
         });
     }
@@ -136,7 +140,7 @@ impl Upstreams {
             upstreams: self.clone(),
             index,
             ticket,
-            of_worker: !state.unbounded && matches!(*addr, UpstreamAddr::Unix(_)),
+            tells: state.takes_whole && matches!(*addr, UpstreamAddr::Unix(_)),
             addr,
             trial: Cell::new(state.queue.is_down(index)),
             answered: Cell::new(None),
@@ -295,8 +299,8 @@ pub(crate) struct Slot {
     trial: Cell<bool>,
     /// How long the app took to answer, if it did, and when that was.
     answered: Cell<Option<(Duration, Instant)>>,
-    /// It stands for a worker, on a Unix socket.
-    of_worker: bool,
+    /// It can be known whether a worker has taken the request.
+    tells: bool,
     /// No worker has taken the request for longer than a worker takes.
     unread: Cell<bool>,
     /// Marks at the time that it was given.
@@ -321,10 +325,9 @@ impl Slot {
         self.answered.set(Some((took, now)));
     }
 
-    /// When to look whether a worker has taken a request that is sent `now`. None: it tells nothing,
-    /// because slots do not stand for workers, or the kernel does not know (TCP).
+    /// When to look whether a worker has taken a request that is sent `now`. None: it cannot be known.
     pub(crate) fn look_at(&self, now: Instant) -> Option<Instant> {
-        self.of_worker.then(|| now + ACCEPTED)
+        self.tells.then(|| now + ACCEPTED)
     }
 
     /// Whether the request waits for a worker, where there should be one: as long as it does, one slot
@@ -365,7 +368,14 @@ impl Slot {
     pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
             let index = usize::from(self.index);
-            let (stream, since) = self.upstreams.lock_kept().get_mut(index)?.pop()?;
+            let (stream, since) = {
+                let mut all = self.upstreams.lock_kept();
+                let kept = all.get_mut(index)?;
+                // Another loop would have to wake this one for each answer.
+                let own = kept.iter().rposition(|(stream, _)| stream.is_watched_here());
+                let newest = kept.len().checked_sub(1)?;
+                kept.remove(own.unwrap_or(newest))
+            };
             let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
             if quiet && now - since < limit {
                 return Some(stream);

@@ -123,64 +123,6 @@ fn slot_of_a_failed_attempt_is_free_again() {
 }
 
 #[test]
-fn request_that_no_worker_takes_takes_one_slot_out_until_it_is_read() {
-    let app = App::unix();
-    let dir = tempfile::tempdir().unwrap();
-    let admin = format!("unix:{}", unix_path(&dir).display());
-    let proxy = Proxy::start(&app, &["--concurrency", "2", "--admin", &admin]);
-    let slots = || {
-        let mut admin = Client::unix(&unix_path(&dir));
-        admin.get("/status");
-        let status: serde_json::Value = serde_json::from_slice(&admin.response().body).unwrap();
-        status["upstreams"][0]["slots"].as_u64()
-    };
-    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
-    clients[0].get("/worked-at");
-    let (worker, _) = app.request();
-    clients[1].get("/untaken");
-    clients[2].get("/queued");
-    proxy.settle();
-    assert_eq!(slots(), Some(2));
-    until(|| slots() == Some(1));
-
-    // There is one worker: when it is done, it takes what it finds, and nothing is put behind that.
-    worker.reply("");
-    assert_eq!(clients[0].response().status(), 200);
-    let mut worker = app.accept();
-    proxy.settle();
-    app.assert_no_connection();
-    assert_eq!(worker.request().target(), "/untaken");
-    let (other, request) = app.request();
-    assert_eq!(request.target(), "/queued");
-    assert_eq!(slots(), Some(2));
-    other.reply("");
-    worker.reply("");
-    assert_eq!(clients[1].response().status(), 200);
-    assert_eq!(clients[2].response().status(), 200);
-}
-
-#[test]
-fn request_that_no_worker_took_is_no_slot_less_once_its_client_has_left() {
-    let app = App::unix();
-    let proxy = Proxy::start(&app, &["--concurrency", "2"]);
-    let mut gone = proxy.connect();
-    gone.get("/gone");
-    let mut waiting = app.accept();
-    // Nobody has read it for longer than a worker takes.
-    std::thread::sleep(std::time::Duration::from_millis(1300));
-    drop(gone);
-    proxy.record("/gone");
-    let mut next = proxy.connect();
-    next.get("/next");
-    proxy.settle();
-    app.assert_no_connection();
-    waiting.request();
-    // It is worked at, for nobody; the other slot is whole again.
-    app.request().0.reply("");
-    assert_eq!(next.response().status(), 200);
-}
-
-#[test]
 fn slow_clients_beyond_the_slots_are_all_served() {
     let body = pattern(1024 * 1024);
     let app = App::answering(ok(&body));

@@ -46,14 +46,24 @@ impl Wrapped {
         let open = proxy.stderr.find(1, Duration::from_secs(60), |line| line.contains("port open"));
         assert!(open.is_some(), "the port does not open: {:#?}", proxy.stderr.seen());
         let pid = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
-        Wrapped { proxy, admin, master: Pid::from_raw(pid).unwrap() }
+        let app = Wrapped { proxy, admin, master: Pid::from_raw(pid).unwrap() };
+        // The first of them has answered; gunicorn pauses between two.
+        if workers.contains("--workers 2") {
+            until(|| app.workers().len() == 2);
+        }
+        app
     }
 
     fn slots(&self) -> Option<u64> {
+        self.status("slots")
+    }
+
+    /// A figure of the upstream.
+    fn status(&self, name: &str) -> Option<u64> {
         let mut admin = Client::unix(&self.admin);
         admin.get("/status");
         let status: serde_json::Value = serde_json::from_slice(&admin.response().body).unwrap();
-        status["upstreams"][0]["slots"].as_u64()
+        status["upstreams"][0][name].as_u64()
     }
 
     /// Waits for the line of the `nth` time that it has so many.
@@ -123,7 +133,6 @@ fn slots_are_workers_that_are_alive_times_threads() {
 fn old_workers_at_their_last_request_are_no_slots_beside_the_new_ones() {
     for to_gunicorn in [false, true] {
         let app = Wrapped::start(&[], "--workers 2", "");
-        until(|| app.workers().len() == 2);
         let old = app.workers();
         let mut long = app.proxy.connect();
         long.get("/sleep?s=4");
@@ -143,6 +152,32 @@ fn old_workers_at_their_last_request_are_no_slots_beside_the_new_ones() {
         let said = app.proxy.stderr.seen();
         assert!(!said.iter().any(|line| line.contains("the app has")), "{said:#?}");
     }
+}
+
+#[test]
+fn request_that_no_worker_takes_takes_one_slot_out_until_it_is_read() {
+    let app = Wrapped::start(&[], "--workers 2", "");
+    let workers = app.workers();
+    let all = |signal| workers.iter().for_each(|pid| kill_process(*pid, signal).unwrap());
+    // They live, and take nothing.
+    all(Signal::STOP);
+    let mut client = app.proxy.connect();
+    client.get("/");
+    until(|| app.slots() == Some(1));
+    all(Signal::CONT);
+    assert_eq!(client.response().status(), 200);
+    assert_eq!(app.slots(), Some(2));
+
+    // The same when its client does not wait for that: a worker is busy with it for nobody.
+    all(Signal::STOP);
+    client.get("/sleep?s=2");
+    until(|| app.slots() == Some(1));
+    drop(client);
+    app.proxy.record("/sleep");
+    assert_eq!(app.slots(), Some(1));
+    all(Signal::CONT);
+    until(|| app.slots() == Some(2));
+    assert_eq!(app.status("in_flight"), Some(1));
 }
 
 #[test]

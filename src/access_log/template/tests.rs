@@ -268,6 +268,9 @@ fn a_template_has_nginxs_variables() {
     ] {
         assert_eq!(render(template, options, &record), expected, "{template}");
     }
+    let v6 = [UpstreamAddr::Tcp("::1".to_owned(), 8000)];
+    let options = FormatOptions { upstream: &v6, ..OPTIONS };
+    assert_eq!(render("$upstream_addr", options, &record), "[::1]:8000");
     let pid = std::process::id().to_string();
     assert_eq!(render("$pid$status", OPTIONS, &record), pid + "200");
     assert!(!render("$hostname$status", OPTIONS, &record).starts_with("200"));

@@ -202,6 +202,24 @@ fn more_slots_are_handed_out_and_fewer_are_waited_for() {
 }
 
 #[test]
+fn a_request_that_no_worker_takes_takes_one_slot_out_until_it_is_read() {
+    let mut at = queue(1, 3, 8);
+    let (worked_at, untaken) = (at.slot(GET), at.slot(GET));
+    at.q.set_unread(0, true, at.now);
+    assert_eq!(at.q.slots(0), 2);
+    // There are two workers at most, and two requests for them.
+    let next = at.wait(GET);
+    at.release(worked_at);
+    assert!(at.has_slot(next), "one slot is left beside it");
+    let last = at.wait(GET);
+    at.q.set_unread(0, false, at.now);
+    assert!(at.has_slot(last));
+    at.release(untaken);
+    at.q.set_slots(1, at.now);
+    assert_eq!((at.q.slots(0), at.q.in_flight(0)), (1, 2));
+}
+
+#[test]
 fn an_upstream_that_was_taken_out_gets_nothing_more() {
     let mut at = queue(1, 1, 8);
     let held = at.slot(GET);
