@@ -847,11 +847,16 @@ struct Heap {
     most: u64,
     /// Sweeps that found a quarter of it free.
     free_for: u32,
+    /// Sweeps until it is given back once more, and one; 0: it is not.
+    again_in: u32,
 }
 
 impl Heap {
     /// For so many sweeps it has to be free: a load that goes up and down is left alone.
     const SWEEPS: u32 = 2;
+    /// And so many later once more: other threads, such as the log's, free what the burst gave them
+    /// when they have done with it.
+    const LATER: u32 = 6;
     /// Bytes that are worth it.
     const WORTH: u64 = 128 * 1024;
     /// What a busy connection costs beside its spools, roughly.
@@ -862,16 +867,14 @@ impl Heap {
         let tasks = lp.of_loop().connections.load(Relaxed).saturating_sub(lp.parked.number());
         let now = lp.shared.budget.memory_used() + tasks as u64 * Heap::CONNECTION;
         self.most = self.most.max(now);
-        if self.most - now < Heap::WORTH.max(self.most / 4) {
-            self.free_for = 0;
-            return false;
+        let free = self.most - now >= Heap::WORTH.max(self.most / 4);
+        self.free_for = if free { self.free_for + 1 } else { 0 };
+        if self.free_for >= Heap::SWEEPS {
+            *self = Heap { most: now, free_for: 0, again_in: Heap::LATER };
+            return true;
         }
-        self.free_for += 1;
-        let shrunk = self.free_for >= Heap::SWEEPS;
-        if shrunk {
-            *self = Heap { most: now, free_for: 0 };
-        }
-        shrunk
+        self.again_in = self.again_in.saturating_sub(1);
+        self.again_in == 1
     }
 }
 

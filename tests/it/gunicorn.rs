@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::support::{Client, GUARD, Proxy, bufproxy, chunked, pattern, repository, venv};
+use crate::support::{
+    Client, GUARD, Proxy, bufproxy, chunked, free_port, pattern, repository, venv,
+};
 
 const SYNC: &[&str] = &["--workers", "1", "--worker-class", "sync"];
 const GTHREAD: &[&str] = &["--workers", "1", "--worker-class", "gthread", "--threads", "2"];
@@ -257,7 +259,7 @@ fn reuse_port_is_named_before_it_does_harm() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("gunicorn.conf.py"), "reuse_port = True\n").unwrap();
     std::fs::copy(repository().join("tests/apps/wsgi.py"), dir.path().join("app.py")).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let mut command = bufproxy(dir.path());
     command.env("PORT", port.to_string()).arg("--");
     command.arg(venv().join("gunicorn")).arg("app:app");
@@ -300,7 +302,7 @@ fn procfile_runs_from_a_clean_copy() {
     let built = std::path::Path::new(built.get_program()).parent().unwrap();
     let path = [built, &venv()].map(|dir| dir.display().to_string()).join(":");
 
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let mut command = Command::new("sh");
     // As the platform runs it, with the app's socket where no other copy has its own.
     let web = web.replace("/tmp/app.sock", &dir.path().join("app.sock").display().to_string());

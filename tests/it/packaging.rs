@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process_group};
 use tempfile::TempDir;
 
-use crate::support::{Proxy, bufproxy, repository, venv};
+use crate::support::{Proxy, bufproxy, free_port, repository, venv};
 
 /// What people have who come from the nginx buildpacks.
 const PROCFILE: &str = "web: bin/start-nginx gunicorn -c gunicorn.conf.py app.wsgi\n";
@@ -228,7 +228,7 @@ fn slug_serves_an_app_of_the_nginx_buildpacks_unchanged() {
     let mut dyno = dyno(&build.path("app"));
     let url = fs::read_to_string(build.path("env/BUFPROXY_URL")).unwrap();
     dyno.env("BUFPROXY_URL", url).env("BUFPROXY_SHA256", sha256(&built));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     dyno.env("PORT", port.to_string());
 
     let mut proxy = Proxy::spawn(dyno, build.dir);
