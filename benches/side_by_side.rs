@@ -60,15 +60,7 @@ fn proxy(program: &str, arguments: impl Iterator<Item = std::ffi::OsString>) -> 
 
 const CPU: [Kind; 6] =
     [Kind::Bufproxy, Kind::Nginx, Kind::NginxLarge, Kind::Haproxy, Kind::Hyper, Kind::Relay];
-const MEMORY: [Kind; 7] = [
-    Kind::Bufproxy,
-    Kind::Nginx,
-    Kind::NginxLarge,
-    Kind::Haproxy,
-    Kind::Caddy,
-    Kind::Hyper,
-    Kind::Relay,
-];
+const MEMORY: [Kind; 4] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy, Kind::Hyper];
 const CAPACITY: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];
 const OVERLOAD: [Kind; 3] = [Kind::Bufproxy, Kind::Nginx, Kind::Haproxy];
 const THREADS: [Kind; 2] = [Kind::Bufproxy, Kind::Nginx];

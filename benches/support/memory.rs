@@ -24,7 +24,7 @@ pub(crate) const MEGABYTE: usize = 1024 * 1024;
 /// Clients that come at the same time; the next ones come when these are settled.
 const BATCH: usize = 200;
 /// Long enough for what a proxy gives back when clients have been idle, or gone, for a few seconds.
-const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
@@ -119,15 +119,9 @@ impl Case {
         }
     }
 
-    /// Gigabytes in memory are not tried.
+    /// What grows with the clients is seen in two; gigabytes in memory are not tried.
     fn is_for(self, kind: Kind) -> bool {
-        match self {
-            Case::Reader(clients) | Case::Upload(clients) if clients > 1000 => {
-                matches!(kind, Kind::Bufproxy | Kind::Nginx)
-            }
-            Case::Upload(_) => !matches!(kind, Kind::Caddy),
-            _ => true,
-        }
+        self.clients() <= 1000 || matches!(kind, Kind::Bufproxy | Kind::Nginx)
     }
 }
 

@@ -68,7 +68,7 @@ const CASES: [Case; 9] = {
         Case { name, alone: false, work, times, patience: &[1.0] }
     }
     const fn alone(name: &'static str, times: f64) -> Case {
-        let patience = &[0.5, 1.0, 2.0, 10.0];
+        let patience = &[0.5, 2.0, 10.0];
         Case { name, alone: true, work: Work::Fixed, times, patience }
     }
     [
