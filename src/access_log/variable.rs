@@ -504,9 +504,9 @@ impl Phases {
     }
 }
 
-/// 64 bits are 584 years, and quick to divide.
+/// In 64 bits, which are quick to divide; 36 years at most, so that sums of phases stay in them, too.
 fn nanos(time: Duration) -> u64 {
-    time.as_nanos() as u64
+    time.as_nanos().min(1 << 60) as u64
 }
 
 /// Whole milliseconds, rounded.
