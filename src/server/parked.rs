@@ -62,16 +62,19 @@ pub(super) fn park(lp: &Rc<Loop>, connection: Dormant, since: Instant) {
     let ticks = since.saturating_duration_since(lp.shared.begun).as_millis() / TICK.as_millis();
     let mut table = lp.parked.table.borrow_mut();
     let place = table.insert(connection, ticks as u32);
-    let watched = table.get(place).is_some_and(|connection| {
+    let watched = table.get(place).map_or(Ok(()), |connection| {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         let data = epoll::EventData::new_u64(place.into());
-        epoll::add(lp.parked.epoll.get_ref(), &connection.socket, data, flags).is_ok()
+        epoll::add(lp.parked.epoll.get_ref(), &connection.socket, data, flags)
     });
     drop(table);
     publish(lp);
-    if !watched {
-        // The kernel has no memory for it. Then it stays a task, which tries again.
-        return wake(lp, place);
+    if let Err(e) = watched {
+        // The kernel has no memory for it, or the user no watches left. A task would be idle for
+        // long enough at once, and try again, and again.
+        lp.shared.say_not_watched(&e.into());
+        drop(take(lp, place));
+        return;
     }
     relieve(lp);
 }
@@ -177,7 +180,7 @@ fn ask(lp: &Loop) {
 /// Makes a task of it.
 fn wake(lp: &Rc<Loop>, place: Place) {
     if let Some((connection, ticks)) = take(lp, place) {
-        // It fails where there was no memory to add it.
+        // It was added; if that were not so, nothing would be left to take out.
         let _ = epoll::delete(lp.parked.epoll.get_ref(), &connection.socket);
         connection::spawn(lp, connection, instant(lp, ticks));
     }
