@@ -18,7 +18,7 @@ use support::{
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
-  PART          cpu, memory, rescue, capacity, overload, restart, threads, tail; without any, all
+  PART          cpu, memory, rescue, capacity, overload, restart, threads, tail, pauses; without any, all
   churn         only when it is named: 2000000 connections, or --connections N; --quick: 60 s of them
   plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
@@ -103,7 +103,7 @@ impl Options {
                 }
                 "plots" => options.plots = true,
                 // Not plotted.
-                "threads" | "tail" | "churn" => options.parts.push(argument),
+                "threads" | "tail" | "pauses" | "churn" => options.parts.push(argument),
                 part if results::PARTS.contains(&part) => options.parts.push(argument),
                 _ => return Err(io::Error::other(USAGE)),
             }
@@ -186,6 +186,9 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     }
     if options.wants("tail") {
         println!("{}", tail::run(&options.select(&TAIL), options.quick, dir.path())?);
+    }
+    if options.wants("pauses") {
+        println!("{}", tail::pauses(options.quick, dir.path())?);
     }
     if options.plots {
         results::publish()?;

@@ -54,6 +54,11 @@ impl Process {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = Pid::from_raw(self.child.id() as i32).ok_or(io::ErrorKind::NotFound)?;
+        Ok(kill_process(pid, signal)?)
+    }
+
     pub(crate) fn cpu(&self) -> Cpu {
         let mut cpu = Cpu { tasks: Duration::ZERO, ticks: Duration::ZERO };
         for pid in self.pids() {

@@ -1,14 +1,17 @@
 //! The tail: an open loop over kept-alive connections. Each request has a time at which it is meant to
 //! be sent, and its latency counts from then, also when its connection was still busy (no coordinated
-//! omission, as wrk2 has it).
+//! omission, as wrk2 has it). And the pauses: the same load at a low rate while bufproxy has other work.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 
 use super::app::{App, Upstream};
 use super::load::{self, block_on, closed_loop};
@@ -33,17 +36,83 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     let mut rows = Vec::new();
     for load in LOADS {
         for proxy in &proxies {
-            let mut micros = open_loop(proxy.address, capacity * load, time)?;
-            micros.sort_unstable();
-            let at = |part: f64| figure(micros[(micros.len() as f64 * part) as usize] as f64 / 1e3);
-            let max = micros.last().map_or("–".into(), |&last| figure(last as f64 / 1e3));
+            let micros = open_loop(proxy.address, capacity * load, time)?;
             let name = proxy.kind.name().to_string();
             let load = format!("{:.0} % ({:.0}/s)", load * 100.0, capacity * load);
-            rows.push(vec![name, load, at(0.5), at(0.99), at(0.999), max]);
+            rows.push([vec![name, load], quantiles(micros)].concat());
         }
     }
     let columns = ["open loop, 100 B, ms", "load", "p50", "p99", "p99.9", "most"];
     Ok(markdown(&columns.map(String::from), &rows))
+}
+
+/// Milliseconds: p50, p99, p99.9, the most.
+fn quantiles(mut micros: Vec<u64>) -> Vec<String> {
+    micros.sort_unstable();
+    let last = micros.len().saturating_sub(1);
+    let at = |part: f64| micros.get(((micros.len() as f64 * part) as usize).min(last));
+    let ms = |micros: Option<&u64>| micros.map_or("–".into(), |&n| figure(n as f64 / 1e3));
+    [0.5, 0.99, 0.999, 1.0].map(|part| ms(at(part))).to_vec()
+}
+
+/// What else bufproxy does must not stop its loop. The uploads take the machine's cores as well, so
+/// that they also go through another bufproxy: the difference between the two rows is ours.
+pub(crate) fn pauses(quick: bool, dir: &Path) -> io::Result<String> {
+    const RATE: f64 = 2_000.0;
+    let time = Duration::from_secs(if quick { 3 } else { 10 });
+    let upstream = Upstream::ConnectionPerRequest;
+    let app = App::start(dir, upstream)?;
+    let start = || Proxy::start(Kind::Bufproxy, &app.socket, upstream, "off", &[], dir);
+    let (proxy, other) = (start()?, start()?);
+    let wait = || thread::sleep(Duration::from_millis(10));
+    let signal = |signal| {
+        wait();
+        proxy.process.signal(signal)
+    };
+    let works: [(&str, &(dyn Fn() -> io::Result<()> + Sync)); 5] = [
+        ("nothing", &|| {
+            wait();
+            Ok(())
+        }),
+        ("another one spools 100 MB after the other", &|| upload(other.address)),
+        ("it spools 100 MB after the other", &|| upload(proxy.address)),
+        ("it reopens its log every 10 ms", &|| signal(Signal::USR1)),
+        ("it reloads its settings every 10 ms", &|| signal(Signal::HUP)),
+    ];
+    let mut rows = Vec::new();
+    for (name, work) in works {
+        let done = AtomicBool::new(false);
+        let micros = thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    work()?;
+                }
+                io::Result::Ok(())
+            });
+            let micros = open_loop(proxy.address, RATE, time);
+            done.store(true, Ordering::Relaxed);
+            worker.join().map_err(|_| io::Error::other(name))??;
+            micros
+        })?;
+        rows.push([vec![name.to_string()], quantiles(micros)].concat());
+    }
+    let columns = ["2,000 requests/s, ms, while", "p50", "p99", "p99.9", "most"];
+    Ok(markdown(&columns.map(String::from), &rows))
+}
+
+/// 100 MB, sent as fast as they are taken.
+fn upload(address: SocketAddr) -> io::Result<()> {
+    const SIZE: usize = 100_000_000;
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(&load::post("/100", SIZE, 0))?;
+    let piece = vec![b'x'; 100_000];
+    for _ in 0..SIZE / piece.len() {
+        stream.write_all(&piece)?;
+    }
+    match stream.read(&mut [0; 1024])? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Requests a second in a closed loop.
