@@ -35,6 +35,12 @@ const TOKENS: &[&[u8]] = &[
     b"close",
     b"Transfer-Encoding: chunked\r\n",
     b"0\r\n\r\n",
+    b"_",
+    b"\xff",
+    b"5",
+    b"\n\n",
+    b"X: y\r\n",
+    b"http://",
 ];
 
 /// `input` with one to three changes: a byte, a token or a piece of another of `corpus` put in, a
