@@ -12,8 +12,6 @@ use bufproxy::supervisor::exec;
 use bufproxy::{admin, demo};
 use tracing::Level;
 
-/// Exit code of a configuration that cannot be used; nothing was started.
-const BAD_CONFIGURATION: u8 = 2;
 /// What the diagnostics may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -51,7 +49,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // It has a line for each problem. Nobody may be there to read them.
             let _ = std::io::stderr().write_all(error.to_string().as_bytes());
-            BAD_CONFIGURATION.into()
+            config::UNUSABLE.into()
         }
     }
 }

@@ -172,9 +172,15 @@ fn explain(error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand if argument.starts_with('-') => {
             let names = table().iter().flat_map(|opt| [Some(opt.name), opt.alias]).flatten();
-            let near = nearest(argument.trim_start_matches('-'), names);
-            let hint = near.map_or(String::new(), |near| format!(": did you mean --{near}?"));
-            format!("{argument} is not an option{hint}")
+            let typed = argument.trim_start_matches('-');
+            match nearest(typed, names) {
+                Some(near) if near == typed => format!(
+                    "{argument} is not an option of this subcommand: it is one of bufproxy alone and of \
+                     bufproxy check"
+                ),
+                Some(near) => format!("{argument} is not an option: did you mean --{near}?"),
+                None => format!("{argument} is not an option: bufproxy -h has them all"),
+            }
         }
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand
             if SUBCOMMANDS.contains(&argument.as_str()) =>

@@ -42,6 +42,8 @@ pub struct Sources<'a> {
     pub read: ReadFile<'a>,
     /// Whether files of a directory are kept in memory; an error when it cannot have files.
     pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
+    /// What lies at a path where a socket should be, if it is something else: `a file`.
+    pub no_socket: &'a dyn Fn(&Path) -> Option<&'static str>,
     /// Open files that we may have, once the soft limit is raised.
     pub nofile: u64,
     /// Where the app's socket is made when nobody names one.
@@ -58,6 +60,7 @@ impl Sources<'_> {
             env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
+            no_socket: &platform::no_socket,
             nofile: platform::nofile(),
             private_socket: platform::private_socket(),
         }
@@ -94,7 +97,10 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
-/// All that is wrong, one line each. The exit code for it is 2, and nothing was started.
+/// Exit code of a configuration that cannot be used; nothing was started.
+pub const UNUSABLE: u8 = 2;
+
+/// All that is wrong, one line each. The exit code for it is `UNUSABLE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub problems: Vec<String>,
@@ -379,6 +385,8 @@ pub struct Config {
     pub cgroup: cgroup::Limits,
     /// What is odd but no error, one line each, to be said at start.
     pub warnings: Vec<String>,
+    /// Where the values are from that only their use proves wrong, by option: ` (from PORT)`.
+    pub from: BTreeMap<&'static str, String>,
 }
 
 impl Config {
@@ -417,6 +425,38 @@ impl Config {
             line += &format!(", config {}", file.display());
         }
         line
+    }
+
+    /// `--access-log "/var/log/a" (from BUFPROXY_ACCESS_LOG)`, of listen, admin and access-log.
+    pub fn named(&self, option: &str, value: &dyn fmt::Display) -> String {
+        let from = self.from.get(option).map_or("", String::as_str);
+        format!("--{option} {:?}{from}", value.to_string())
+    }
+
+    /// The line for an address of listen or admin that cannot be bound, with what would be right.
+    pub fn cannot_bind(&self, option: &str, address: &Listen, error: &io::Error) -> String {
+        use io::ErrorKind::{
+            AddrInUse, AddrNotAvailable, NotADirectory, NotFound, PermissionDenied,
+        };
+        let write = match (error.kind(), address) {
+            (AddrInUse, _) => "end what listens there, or write another address",
+            (AddrNotAvailable, _) => "write an address of this machine, or :PORT for all of them",
+            (PermissionDenied, Listen::Tcp(_)) => "write a port above 1023",
+            (PermissionDenied, _) => "write a path in a directory that can be written to",
+            (NotFound | NotADirectory, _) => "write a path in a directory that exists",
+            _ => "write another address",
+        };
+        format!("{} cannot be bound ({error}): {write}", self.named(option, address))
+    }
+
+    /// The line for an access log that cannot be opened.
+    pub fn cannot_log(&self, error: &io::Error) -> String {
+        let path = match &self.access_log {
+            LogDestination::File(path) => path.display().to_string(),
+            LogDestination::Stdout | LogDestination::Off => "-".to_owned(),
+        };
+        let named = self.named("access-log", &path);
+        format!("{named} cannot be opened ({error}): write a file that can be written to, - or off")
     }
 
     /// Options whose value differs from `before` but which a reload cannot change: what was bound,
@@ -522,6 +562,7 @@ impl Config {
             heroku: false,
             cgroup: cgroup::Limits::default(),
             warnings: Vec::new(),
+            from: BTreeMap::new(),
         }
     }
 }

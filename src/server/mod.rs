@@ -88,9 +88,13 @@ impl Server {
     /// Binds every `listen` address without listening yet (a busy port is known at once), starts
     /// the log writer and, for `threads` beyond the first, the other loops. With `passed` listeners
     /// (socket activation) those are used instead.
+    ///
+    /// # Errors
+    /// An address cannot be bound, the log cannot be opened, a thread cannot be had; the text says all.
     pub fn bind(config: Arc<Config>, passed: Vec<OwnedFd>) -> io::Result<Server> {
         let bind = |addr| {
-            Listener::bind(addr).map_err(|e| io::Error::new(e.kind(), format!("{addr}: {e}")))
+            Listener::bind(addr)
+                .map_err(|e| io::Error::new(e.kind(), config.cannot_bind("listen", addr, &e)))
         };
         let listeners = match passed.is_empty() {
             true => config.listen.iter().map(bind).collect::<io::Result<Vec<_>>>()?,
@@ -103,11 +107,14 @@ impl Server {
             let (sender, receiver) = mpsc::unbounded_channel();
             inboxes.push(Some(sender));
             let (shared, phase) = (shared.clone(), control.subscribe());
-            threads.push(
-                std::thread::Builder::new()
-                    .name(format!("loop-{number}"))
-                    .spawn(move || run_loop(shared, number, phase, receiver))?,
-            );
+            let thread = std::thread::Builder::new().name(format!("loop-{number}"));
+            let thread = thread.spawn(move || run_loop(shared, number, phase, receiver));
+            threads.push(thread.map_err(|e| {
+                io::Error::other(format!(
+                    "{} cannot be started: {e}",
+                    config.named("threads", &config.threads)
+                ))
+            })?);
         }
         let inner = Inner {
             listeners: Mutex::new(listeners),

@@ -40,7 +40,8 @@ impl Settings {
         let same = running.filter(|s| s.config.access_log == config.access_log);
         let log = match same {
             Some(settings) => settings.log.clone(),
-            None => LogWriter::open(&config.access_log, config.log_backlog)?,
+            None => LogWriter::open(&config.access_log, config.log_backlog)
+                .map_err(|e| io::Error::new(e.kind(), config.cannot_log(&e)))?,
         };
         let options = FormatOptions {
             name: &config.log_name,

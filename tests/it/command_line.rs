@@ -79,12 +79,75 @@ fn missing_upstream_is_a_usage_error() {
 }
 
 #[test]
-fn busy_port_is_named() {
+fn what_cannot_be_bound_or_opened_is_named_with_its_source() {
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = busy.local_addr().unwrap().to_string();
-    let (code, _, stderr) = run(|c| _ = c.args(["--listen", &listen, "--upstream", "unix:/x"]));
-    assert_eq!(code, 1, "{stderr}");
-    assert!(stderr.contains(&listen), "{stderr}");
+    let busy = busy.local_addr().unwrap();
+    let port = busy.port().to_string();
+    let bound = |text: &str| text.replace("PORT", &port);
+    for (option, value, code, said) in [
+        (
+            "listen",
+            bound("127.0.0.1:PORT"),
+            1,
+            bound(
+                "--listen \"127.0.0.1:PORT\" cannot be bound (Address already in use (os error 98)): end \
+                 what listens there, or write another address",
+            ),
+        ),
+        (
+            "admin",
+            bound("127.0.0.1:PORT"),
+            1,
+            bound(
+                "--admin \"127.0.0.1:PORT\" cannot be bound (Address already in use (os error 98)): end \
+                 what listens there, or write another address",
+            ),
+        ),
+        (
+            "listen",
+            "192.0.2.1:80".to_owned(),
+            2,
+            "--listen \"192.0.2.1:80\" cannot be bound (Cannot assign requested address (os error 99)): \
+             write an address of this machine, or :PORT for all of them"
+                .to_owned(),
+        ),
+        (
+            "listen",
+            "unix:/none/a.sock".to_owned(),
+            2,
+            "--listen \"unix:/none/a.sock\" cannot be bound (No such file or directory (os error 2)): \
+             write a path in a directory that exists"
+                .to_owned(),
+        ),
+        (
+            "access-log",
+            "/none/log".to_owned(),
+            2,
+            "--access-log \"/none/log\" cannot be opened (No such file or directory (os error 2)): write \
+             a file that can be written to, - or off"
+                .to_owned(),
+        ),
+        (
+            "upstream",
+            "/proc".to_owned(),
+            2,
+            "--upstream \"unix:/proc\" is a directory, not a socket: write another path".to_owned(),
+        ),
+    ] {
+        let variable = format!("BUFPROXY_{}", option.replace('-', "_").to_uppercase());
+        let from_variable = run(|c| {
+            if option != "upstream" {
+                c.args(["--upstream", "unix:/x"]);
+            }
+            if option != "listen" {
+                c.args(["--listen", "127.0.0.1:0"]);
+            }
+            c.env(&variable, &value);
+        });
+        let (named, rest) = said.split_at(said.find("\" ").unwrap() + 1);
+        let expected = format!("bufproxy: error: {named} (from {variable}){rest}\n");
+        assert_eq!(from_variable, (code, String::new(), expected));
+    }
 }
 
 #[test]
