@@ -30,7 +30,7 @@
 //! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper; its workers, counted |
 //! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
-//! | [`demo`] | the proof on a machine that has nothing else |
+//! | [`demo`], [`probe`] | the proof on a machine that has nothing else; how a site that is there treats slow clients |
 //!
 //! `main` parses, runs, prints the error once and chooses the exit code. Imports go down this table,
 //! with two exceptions that are pairs by nature: `exchange` works on the `Conn` and counts with the
@@ -141,6 +141,7 @@ pub mod http1;
 pub mod lifecycle;
 pub mod metrics;
 mod net;
+pub mod probe;
 mod scratch;
 pub mod server;
 pub mod spool;

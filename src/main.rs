@@ -9,7 +9,7 @@ use bufproxy::access_log::diagnostics;
 use bufproxy::config::{self, Invocation, Sources};
 use bufproxy::lifecycle::{self, Failure, Passed};
 use bufproxy::supervisor::exec;
-use bufproxy::{admin, demo};
+use bufproxy::{admin, demo, probe};
 use tracing::Level;
 
 /// What the diagnostics may take at the end.
@@ -41,6 +41,11 @@ fn main() -> ExitCode {
                 Err(problem) => fail(&problem, 1),
             }
         }
+        Ok(Invocation::Probe(site)) => match probe::run(&site) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(problem) => fail(&problem, 1),
+        },
         Ok(Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text)) => {
             // Nobody reads it any more: nothing to say about that.
             let _ = std::io::stdout().write_all(text.as_bytes());

@@ -76,6 +76,7 @@ pub enum Invocation {
     Demo,
     Healthcheck(Healthcheck),
     Drain(Drain),
+    Probe(Probe),
     /// To be printed on stdout.
     Help(String),
     Version(String),
@@ -94,6 +95,17 @@ pub struct Healthcheck {
 pub struct Drain {
     pub admin: Listen,
     pub wait: bool,
+    pub timeout: Duration,
+}
+
+/// `probe`: this site, with so many slow clients of each kind; how long a fast one may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub host: String,
+    pub port: u16,
+    /// With its query.
+    pub path: String,
+    pub clients: usize,
     pub timeout: Duration,
 }
 
@@ -140,6 +152,9 @@ pub fn parse_args(sources: &Sources<'_>) -> Result<Invocation, ConfigError> {
             let (admin, timeout) = asked(sources, &flags, "drain", &timeout).map_err(failed)?;
             Invocation::Drain(Drain { admin, wait, timeout })
         }
+        Typed::Probe(url, clients, timeout) => {
+            Invocation::Probe(probe(&url, &clients, &timeout).map_err(|bad| failed(vec![bad]))?)
+        }
     })
 }
 
@@ -150,16 +165,54 @@ fn asked(
     subcommand: &str,
     timeout: &str,
 ) -> Result<(Listen, Duration), Vec<String>> {
-    let timeout = value::duration(timeout).map_err(|bad| {
-        let write = if bad.write.is_empty() { "2s" } else { &bad.write };
-        vec![format!("--timeout {timeout:?} {}: write {write}", bad.what)]
-    })?;
+    let timeout =
+        value::duration(timeout).map_err(|bad| vec![complaint("timeout", timeout, bad, "2s")])?;
     let admin = resolve::admin(sources, flags)?.ok_or_else(|| {
         vec![format!(
             "{subcommand} asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"
         )]
     })?;
     Ok((admin, timeout))
+}
+
+/// An option of a subcommand that is none of the table's.
+fn complaint(option: &str, given: &str, bad: value::Bad, example: &str) -> String {
+    let write = if bad.write.is_empty() { example } else { &bad.write };
+    format!("--{option} {given:?} {}: write {write}", bad.what)
+}
+
+fn probe(url: &str, clients: &str, timeout: &str) -> Result<Probe, String> {
+    let bad = |is: &str| format!("{url:?} {is}: write the site's URL, as http://localhost:8080/");
+    let site = url.strip_prefix("http://").ok_or_else(|| match url.starts_with("https://") {
+        true => bad("asks for TLS, which probe does not speak"),
+        false => bad("is not a URL"),
+    })?;
+    let (authority, path) = site.split_at(site.find('/').unwrap_or(site.len()));
+    let named = [authority.to_owned(), format!("{authority}:80")];
+    let found = named.iter().find_map(|named| match value::upstream(named) {
+        Ok(UpstreamAddr::Tcp(host, port)) => Some((host, port)),
+        _ => None,
+    });
+    let (host, port) = found.ok_or_else(|| bad("names no host"))?;
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(bad("has a path with other than visible ASCII"));
+    }
+    let path = if path.is_empty() { "/" } else { path }.to_owned();
+    let clients = match value::count(clients) {
+        Ok(number @ 1..=1000) => number,
+        Ok(_) => {
+            return Err(complaint(
+                "clients",
+                clients,
+                value::Bad::new("is too many"),
+                "1000 at most",
+            ));
+        }
+        Err(bad) => return Err(complaint("clients", clients, bad, "50")),
+    };
+    let timeout =
+        value::duration(timeout).map_err(|bad| complaint("timeout", timeout, bad, "5s"))?;
+    Ok(Probe { host, port, path, clients, timeout })
 }
 
 const NAME_AND_VERSION: &str = concat!("bufproxy ", env!("CARGO_PKG_VERSION"));

@@ -558,7 +558,7 @@ fn command_lines_that_mean_something_else_are_explained() {
     one(&["--max-body"], "--max-body has no value: write --max-body 10m");
     one(
         &["gunicorn", "app"],
-        "\"gunicorn\" is not a subcommand (check, demo, drain or healthcheck): write a command to wrap after --",
+        "\"gunicorn\" is not a subcommand (check, demo, drain, healthcheck or probe): write a command to wrap after --",
     );
     one(&["--"], "no command follows --: write it, or leave out --");
     one(
