@@ -48,7 +48,7 @@ pub fn run(probe: &Probe) -> Result<bool, String> {
         // Whatever reads the lines may have gone: the exit code says it, too.
         let say = |line: String| drop(writeln!(io::stdout(), "{line}"));
         let alone = site.measure().await.map_err(|e| format!("probe {url}: {e}"))?;
-        say(format!("{url} alone: {} ms", alone.as_millis()));
+        say(format!("{url} alone: {}", shown(alone)));
         let mut all = true;
         for (slow, what) in [
             (Slow::Head, "send half a head"),
@@ -57,16 +57,23 @@ pub fn run(probe: &Probe) -> Result<bool, String> {
         ] {
             let held = site.hold(slow).await;
             let seen = match site.measure().await {
-                Ok(time) => format!("{} ms", time.as_millis()),
+                Ok(time) => shown(time),
                 Err(e) => {
                     all = false;
                     format!("not served: {e}")
                 }
             };
             say(format!("beside {} clients that {what}: {seen}", held.number()));
+            drop(held);
+            // What these have left behind is nothing of the next ones.
+            let _ = tokio::time::timeout(site.probe.timeout, site.get()).await;
         }
         Ok(all)
     })
+}
+
+fn shown(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 struct Site {
