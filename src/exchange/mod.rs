@@ -32,7 +32,7 @@ use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, OfClient, Settings, Tunnel};
 use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
-use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
+use crate::upstream::attempt::{Attempt, Event, Failure, NOT_ASKED, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
 use crate::upstream::{self, Connected, Refusal, Slot, Tried};
 use forward::ForwardedHead;
@@ -47,6 +47,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     KeepAlive,
+    /// No request has come, only empty lines: the client is as idle as before.
+    Idle,
     Close,
     /// Close so that a client that is still sending can read the answer.
     Linger,
@@ -153,7 +155,10 @@ pub(crate) async fn serve(conn: &Conn, x: &mut Exchange, first: Option<Filled>) 
 }
 
 async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Result<Next, Reason> {
-    receive::head(c, x, first).await?;
+    if !receive::head(c, x, first).await? {
+        x.open = false;
+        return Ok(Next::Idle);
+    }
     if let Some(next) = x.admit(c).await? {
         return Ok(next);
     }
@@ -421,6 +426,11 @@ impl Exchange {
                     shared.app_answered();
                     let now = c.timer.now();
                     slot.answered(now - connected_at, now);
+                    let switches = self.response.status == SWITCHING;
+                    if switches && !tunnel::is_offered(&self.record.head, &self.response) {
+                        let failure = Failure::Invalid(NOT_ASKED);
+                        return Ok(Err(Failed { failure, attempt, slot }));
+                    }
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use socket2::Socket;
 
 use super::Connected;
+use crate::error::Reason;
 use crate::http1::{Limits, ResponseHead, Violation};
 use crate::net::{self, Stream};
 use crate::scratch::{self, Filled, Scratch};
@@ -22,6 +23,12 @@ pub(crate) const RESPONSE_LIMITS: Limits = Limits { head: 128 * 1024, fields: 10
 pub(crate) const SWITCHING: u16 = 101;
 /// 1xx responses before the final one.
 const MAX_INFORMATIONAL: u32 = 16;
+
+/// What an app must not say before its answer.
+pub(crate) const NOT_ASKED: Violation = Violation {
+    reason: Reason::InvalidResponse,
+    rule: "a 101 that nobody asked for, or a flood of 1xx (RFC 9110, 15.2)",
+};
 
 /// Why an attempt has no response head.
 #[derive(Debug)]
@@ -284,10 +291,7 @@ impl Attempt {
         }
         self.informational += 1;
         if response.status == SWITCHING || self.informational > MAX_INFORMATIONAL {
-            return Err(Failure::Invalid(Violation {
-                reason: crate::error::Reason::InvalidResponse,
-                rule: "a 101 that nobody asked for, or a flood of 1xx (RFC 9110, 15.2)",
-            }));
+            return Err(Failure::Invalid(NOT_ASKED));
         }
         self.behind = Some(rest).filter(|rest| !rest.bytes().is_empty());
         Ok(Event::Informational)

@@ -47,6 +47,21 @@ fn upgrades_that_cannot_be_are_plain_requests() {
     }
 }
 
+#[test]
+fn app_switches_only_to_what_was_offered() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    for chosen in ["Upgrade: other\r\n", "Upgrade: websocket, other\r\n", "Upgrade:\r\n", ""] {
+        let mut client = proxy.connect();
+        client.send(OFFER);
+        app.request().0.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\n{chosen}Connection: Upgrade\r\n\r\n"
+        ));
+        assert_eq!(client.response().status(), 502, "{chosen:?}");
+        assert_eq!(proxy.record("/chat").get("end"), "invalid_response", "{chosen:?}");
+    }
+}
+
 const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                       Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
