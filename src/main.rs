@@ -49,8 +49,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            // It has a line for each problem.
-            eprint!("{error}");
+            // It has a line for each problem. Nobody may be there to read them.
+            let _ = std::io::stderr().write_all(error.to_string().as_bytes());
             BAD_CONFIGURATION.into()
         }
     }
