@@ -15,12 +15,13 @@ use crate::spool::{self, MAX_PUSH};
 /// Bytes of one body that are taken before other connections of the loop have their turn.
 const TURN: usize = 1024 * 1024;
 
-/// Receives and parses one head into the record. What came behind it stays in `x.input`.
+/// Receives and parses one head into the record. What came behind it stays in `x.input`. False: only
+/// empty lines have come, which some clients send behind a body (RFC 9112, 2.2).
 pub(super) async fn head(
     c: &Client<'_>,
     x: &mut Exchange,
     first: Option<Filled>,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let config = c.config();
     let limits = Limits { head: config.max_head, fields: config.max_fields };
     // The whole head has one deadline: a byte now and then does not move it.
@@ -30,7 +31,7 @@ pub(super) async fn head(
             // The usual case: the head is parsed where it was read.
             if let Some(used) = parse(x, first.bytes(), &limits)? {
                 x.input.extend_from_slice(&first.bytes()[used..]);
-                return Ok(());
+                return Ok(true);
             }
         }
         x.input.extend_from_slice(first.bytes());
@@ -42,7 +43,11 @@ pub(super) async fn head(
             x.input = input;
             if let Some(used) = parsed? {
                 x.input.drain(..used);
-                return Ok(());
+                return Ok(true);
+            }
+            if x.input.chunks(2).all(|line| line == b"\r\n") {
+                x.input.clear();
+                return Ok(false);
             }
         }
         poll_fn(|cx| {

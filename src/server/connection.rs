@@ -138,12 +138,14 @@ async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
         };
         // Not boxed: whoever is idle for long is no task, and the others would allocate each time.
         let next = exchange::serve(c, &mut x, first).await;
-        c.requests.set(c.requests.get().saturating_add(1));
-        since = c.timer.now();
+        if next != Next::Idle {
+            c.requests.set(c.requests.get().saturating_add(1));
+            since = c.timer.now();
+        }
         let more = !x.input.is_empty();
         match next {
             Next::KeepAlive if more => pipelined = Some(x),
-            Next::KeepAlive => exchange::give_back(x),
+            Next::KeepAlive | Next::Idle => exchange::give_back(x),
             Next::Close if !more && !c.has_input() => {
                 exchange::give_back(x);
                 return None;
