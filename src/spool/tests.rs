@@ -39,6 +39,25 @@ fn small_body_stays_in_memory_and_costs_about_its_size() {
 }
 
 #[test]
+fn piece_is_kept_as_it_is_only_where_a_copy_would_not_be_much_smaller() {
+    run(async {
+        let (budget, _dir) = budgets(32 * MIB, MIB);
+        for (bytes, whole) in [(100, false), (20 * KIB, false), (40 * KIB, true)] {
+            let mut spool = Spool::new(&budget, REQUEST);
+            let mut large = piece();
+            large.extend_from_slice(&body(0, bytes));
+            let at = large.as_ptr();
+            spool.push_piece(large);
+            let kept = poll_fn(|cx| spool.poll_data(cx, bytes).map(|data| data.unwrap().as_ptr()));
+            assert_eq!(kept.await == at, whole, "{bytes} bytes");
+            assert!(whole || spool.mem_bytes() < 2 * KIB + bytes, "{}", spool.mem_bytes());
+            assert_eq!(budget.memory_used(), spool.mem_bytes() as u64);
+            assert_eq!(read_to_end(&mut spool).await, body(0, bytes));
+        }
+    });
+}
+
+#[test]
 fn large_body_goes_to_disk_and_is_replayed_byte_for_byte() {
     run(async {
         let (budget, dir) = budgets(32 * MIB, 16 * MIB);
@@ -95,7 +114,11 @@ fn random_steps_match_a_plain_vector() {
                         Poll::Ready(Ok(())) => {
                             let size = rng.usize(0..=MAX_PUSH) >> rng.u32(0..6);
                             let piece = body(model.len(), size);
-                            spool.push(&piece);
+                            if rng.bool() {
+                                spool.push(&piece);
+                            } else {
+                                spool.push_piece(piece.clone());
+                            }
                             model.extend(piece);
                         }
                         Poll::Ready(Err(error)) => {
