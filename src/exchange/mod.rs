@@ -34,7 +34,7 @@ use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
 use crate::upstream::attempt::{Attempt, Event, Failure, NOT_ASKED, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
-use crate::upstream::{self, Connected, Refusal, Slot, Tried};
+use crate::upstream::{self, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
 
@@ -369,7 +369,7 @@ impl Exchange {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         let until = deadline.min(c.timer.now() + c.config().connect_retry);
-        let connected = loop {
+        let stream = loop {
             self.record.upstream_addr = Some(slot.index());
             let kept = c
                 .config()
@@ -378,10 +378,10 @@ impl Exchange {
             // Over TCP one that the app is about to close could prove nothing when it fails.
             let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
             if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
-                break Connected::Registered(stream);
+                break stream;
             }
             match self.connect(c, &slot, deadline, until).await? {
-                Tried::Connected(connected) => break connected,
+                Tried::Connected(stream) => break stream,
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
@@ -389,12 +389,9 @@ impl Exchange {
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
-        let keep = c.config().upstream_keepalive.is_some();
         let upgrade = self.record.head.upgrade;
         let head = &self.forwarded.bytes;
-        let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
-            .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
-            .map_err(|_| Reason::Internal)?;
+        let mut attempt = Attempt::start(stream, unix, upgrade, head, &mut self.body);
         let mut look_at = slot.look_at(connected_at);
         let reason = loop {
             let event = poll_fn(|cx| {
