@@ -12,6 +12,7 @@ use std::path::Path;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
@@ -120,11 +121,35 @@ impl Stream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let room = buf.len();
+        self.poll_recv(cx, room, |socket| {
+            Ok(rustix::net::recv(socket, &mut *buf, RecvFlags::empty())?.0)
+        })
+    }
+
+    /// Reads what is there into the capacity that `buf` has left.
+    pub(crate) fn poll_read_into(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        let room = buf.capacity() - buf.len();
+        self.poll_recv(cx, room, |socket| {
+            Ok(rustix::net::recv(socket, spare_capacity(buf), RecvFlags::empty())?.0)
+        })
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        room: usize,
+        mut recv: impl FnMut(&Socket) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.fd()?.poll_read_ready(cx))?;
-            match rustix::net::recv(self.socket(), &mut *buf, RecvFlags::empty()) {
-                Ok((n, _)) => {
-                    if n > 0 && n < buf.len() {
+            match recv(self.socket()) {
+                Ok(n) => {
+                    if n > 0 && n < room {
                         guard.clear_ready();
                     }
                     return Poll::Ready(Ok(n));
