@@ -23,7 +23,8 @@ usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
   plots         draw the plots and write the tables of the documentation, after the other parts
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
-  --proxy TEXT  only proxies whose name contains TEXT";
+  --proxy TEXT  only proxies whose name contains TEXT
+  --also PROGRAM  in the cpu part, another build of bufproxy beside this one";
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -79,6 +80,7 @@ struct Options {
     quick: bool,
     case: String,
     proxies: Vec<String>,
+    also: Vec<Kind>,
     parts: Vec<String>,
     connections: Option<u64>,
     plots: bool,
@@ -95,6 +97,7 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--case" => options.case = value()?,
                 "--proxy" => options.proxies.push(value()?.to_lowercase()),
+                "--also" => options.also.push(Kind::Also(value()?.leak())),
                 "--connections" => {
                     options.connections = Some(value()?.parse().map_err(io::Error::other)?);
                 }
@@ -144,12 +147,16 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     let show = |part: &str, table: &str| {
         println!("{table}");
         // Of a part of the cases, or a short run, nothing is kept.
-        let whole = !options.quick && options.case.is_empty() && options.proxies.is_empty();
+        let whole = !options.quick
+            && options.case.is_empty()
+            && options.proxies.is_empty()
+            && options.also.is_empty();
         if whole { results::keep(part, &machine, table) } else { Ok(()) }
     };
     if options.wants("cpu") {
         let rounds = if options.quick { 3 } else { 9 };
-        show("cpu", &cpu::run(&options.select(&CPU), &options.case, rounds, dir.path())?)?;
+        let kinds = [&options.also, &options.select(&CPU)[..]].concat();
+        show("cpu", &cpu::run(&kinds, &options.case, rounds, dir.path())?)?;
     }
     if options.wants("memory") {
         let kinds = options.select(&MEMORY);

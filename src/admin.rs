@@ -123,18 +123,19 @@ impl Drop for Admin {
 /// Binds and serves. A socket file that nobody listens on any more is replaced.
 ///
 /// # Errors
-/// The address is in use, or may not be bound; the text begins with the address.
+/// The address is in use, or may not be bound; the text says all.
 pub fn start(
     listen: &Listen,
     server: Server,
     config: Arc<Config>,
     health: Arc<Health>,
 ) -> io::Result<Admin> {
-    let facts = Arc::new(Facts { server, config, health, started: Instant::now() });
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{listen}: {e}"));
+    let named = |e: io::Error| io::Error::new(e.kind(), config.cannot_bind("admin", listen, &e));
+    let facts = |config| Arc::new(Facts { server, config, health, started: Instant::now() });
     match listen {
         Listen::Tcp(addr) => {
             let socket = TcpListener::bind(addr).map_err(named)?;
+            let facts = facts(config);
             socket.set_nonblocking(true)?;
             let addr = socket.local_addr()?.to_string();
             spawn(|| async move {
@@ -145,6 +146,7 @@ pub fn start(
         }
         Listen::Unix(path) => {
             let socket = bind_unix(path).map_err(named)?;
+            let facts = facts(config);
             socket.set_nonblocking(true)?;
             spawn(|| async move {
                 let socket = tokio::net::UnixListener::from_std(socket)?;

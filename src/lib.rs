@@ -26,11 +26,11 @@
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
 //! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt`, `discard`: a worker whose client has left |
 //! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
-//! | [`server`] | listeners, event loops, what they share; `connection`: the loop of one client; `parked`: clients idle for long |
+//! | [`server`] | listeners; `event_loop`, and `shared` by all of them; `connection`: the loop of one client; `parked`: clients idle for long |
 //! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper; its workers, counted |
 //! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
-//! | [`demo`] | the proof on a machine that has nothing else |
+//! | [`demo`], [`probe`] | the proof on a machine that has nothing else; how a site that is there treats slow clients |
 //!
 //! `main` parses, runs, prints the error once and chooses the exit code. Imports go down this table,
 //! with two exceptions that are pairs by nature: `exchange` works on the `Conn` and counts with the
@@ -119,7 +119,7 @@
 //!   they held goes back to the system only when asked (`sys::trim_heap`): 0.14 KiB for each is left.
 //! - **Positions of a spool are offsets of its file** (sparse, holes punched behind the reader): no
 //!   index, no rewriting, and a replay is `read = 0`.
-//! - **The C library's allocator, and `malloc_trim` when a burst is over** (`server::Heap`): what it
+//! - **The C library's allocator, and `malloc_trim` when a burst is over** (`server::event_loop::Heap`): what it
 //!   keeps is given back, and no dependency is needed. 1,000 stalled readers of 1 MiB held 7.1 KiB each
 //!   and left 1.4 MiB behind; with jemalloc 9.3 KiB and 4.8 MiB, with mimalloc 20.6 KiB and 3.4 MiB.
 //! - **Page cache of spool files is dropped beside the writers** (`spool::file`), not by them: a worker
@@ -141,6 +141,7 @@ pub mod http1;
 pub mod lifecycle;
 pub mod metrics;
 mod net;
+pub mod probe;
 mod scratch;
 pub mod server;
 pub mod spool;

@@ -87,17 +87,14 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
         .map_err(|e| Failure::new(format!("cannot install signal handlers: {e}")))?;
     let soft_limit = raise_descriptor_limit();
     let activated = !passed.0.is_empty();
-    let server = Server::bind(config.clone(), passed.0).map_err(|e| match e.kind() {
-        io::ErrorKind::Other => Failure::new(e),
-        _ => Failure::new(format!("cannot listen on {e} (option listen, else PORT)")),
-    })?;
+    let server = Server::bind(config.clone(), passed.0).map_err(unusable)?;
     let health = Arc::new(Health::default());
     // Removes its socket when dropped.
     let _admin = match &config.admin {
         None => None,
         Some(listen) => Some(
             admin::start(listen, server.clone(), config.clone(), health.clone())
-                .map_err(|e| Failure::new(format!("admin: cannot listen on {e}")))?,
+                .map_err(unusable)?,
         ),
     };
     let listening = server.local_addrs();
@@ -169,6 +166,13 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
         supervisor::signal_orphans(&config.upstream, Signal::KILL);
     }
     finish(&process.server, outcome)
+}
+
+/// What was asked for cannot be had here. Where somebody else has the address it may be had later.
+fn unusable(error: io::Error) -> Failure {
+    let passes = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::Other);
+    let message = error.to_string();
+    if passes { Failure::new(message) } else { Failure { message, code: config::UNUSABLE } }
 }
 
 fn plan(config: &Config) -> Plan {
@@ -318,7 +322,10 @@ impl App {
                 }
             }
         }
-        if let Some(slots) = workers.settle(server.older_at_the_app(), now) {
+        // While it boots it has none yet.
+        if server.app_has_answered()
+            && let Some(slots) = workers.settle(server.older_at_the_app(), now)
+        {
             set_slots(server, workers, slots);
         }
     }

@@ -9,11 +9,9 @@ use bufproxy::access_log::diagnostics;
 use bufproxy::config::{self, Invocation, Sources};
 use bufproxy::lifecycle::{self, Failure, Passed};
 use bufproxy::supervisor::exec;
-use bufproxy::{admin, demo};
+use bufproxy::{admin, demo, probe};
 use tracing::Level;
 
-/// Exit code of a configuration that cannot be used; nothing was started.
-const BAD_CONFIGURATION: u8 = 2;
 /// What the diagnostics may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -43,15 +41,20 @@ fn main() -> ExitCode {
                 Err(problem) => fail(&problem, 1),
             }
         }
+        Ok(Invocation::Probe(site)) => match probe::run(&site) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(problem) => fail(&problem, 1),
+        },
         Ok(Invocation::Check(text) | Invocation::Help(text) | Invocation::Version(text)) => {
             // Nobody reads it any more: nothing to say about that.
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(error) => {
-            // It has a line for each problem.
-            eprint!("{error}");
-            BAD_CONFIGURATION.into()
+            // It has a line for each problem. Nobody may be there to read them.
+            let _ = std::io::stderr().write_all(error.to_string().as_bytes());
+            config::UNUSABLE.into()
         }
     }
 }

@@ -12,13 +12,14 @@ use std::path::Path;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Listen, Peer};
-use crate::sys;
+use crate::sys::{self, Number, Watched};
 
 /// Unsent bytes above which a client socket is not writable (TCP_NOTSENT_LOWAT): what a slow client
 /// does not take stays in our budget, not in kernel memory that nobody counts.
@@ -30,7 +31,8 @@ const BACKLOG: i32 = 2048;
 /// A connected, non-blocking socket.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    fd: AsyncFd<Socket>,
+    watched: Watched,
+    interest: Interest,
     /// The thread whose loop watches it.
     thread: usize,
 }
@@ -51,16 +53,40 @@ fn this_thread() -> usize {
 impl Stream {
     /// Registers a socket for reading and writing.
     pub(crate) fn new(socket: Socket) -> io::Result<Stream> {
-        Stream::watch(socket, Interest::READABLE | Interest::WRITABLE)
+        let stream = Stream::unwatched(socket);
+        stream.watch()?;
+        Ok(stream)
     }
 
-    /// Registers a socket on which nothing is left to write.
-    pub(crate) fn read_only(socket: Socket) -> io::Result<Stream> {
-        Stream::watch(socket, Interest::READABLE)
+    /// One that this thread's loop watches from the first time that somebody has to wait for it.
+    pub(crate) fn unwatched(socket: Socket) -> Stream {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        Stream { watched: Watched::not_yet(socket), interest, thread: this_thread() }
     }
 
-    fn watch(socket: Socket, interest: Interest) -> io::Result<Stream> {
-        Ok(Stream { fd: sys::watch(socket, interest)?, thread: this_thread() })
+    /// Registers it, if it is not yet.
+    pub(crate) fn watch(&self) -> io::Result<()> {
+        self.fd().map(|_| ())
+    }
+
+    fn fd(&self) -> io::Result<&AsyncFd<Number>> {
+        self.watched.registered(self.interest)
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.is_registered()
+    }
+
+    /// Whether it is to be waited for until it takes bytes, too. Where it is not, the loop is not
+    /// woken each time that the app reads.
+    pub(crate) fn will_write(&mut self, will: bool) {
+        if will && !self.interest.is_writable() {
+            self.watched.take_off();
+            self.interest = Interest::READABLE | Interest::WRITABLE;
+            self.thread = this_thread();
+        } else if !will && !self.is_watched() {
+            self.interest = Interest::READABLE;
+        }
     }
 
     /// By the loop of this thread.
@@ -69,17 +95,17 @@ impl Stream {
     }
 
     pub(crate) fn socket(&self) -> &Socket {
-        self.fd.get_ref()
+        self.watched.socket()
     }
 
     /// The socket alone; no loop watches it any more.
     pub(crate) fn into_socket(self) -> Socket {
-        self.fd.into_inner()
+        self.watched.into_socket()
     }
 
     /// Reads what is there, without asking the loop.
     pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::net::recv(self.fd.get_ref(), buf, RecvFlags::empty())?.0)
+        Ok(rustix::net::recv(self.socket(), buf, RecvFlags::empty())?.0)
     }
 
     /// Reads what is there. `Ok(0)` is the end of the stream.
@@ -88,11 +114,35 @@ impl Stream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let room = buf.len();
+        self.poll_recv(cx, room, |socket| {
+            Ok(rustix::net::recv(socket, &mut *buf, RecvFlags::empty())?.0)
+        })
+    }
+
+    /// Reads what is there into the capacity that `buf` has left.
+    pub(crate) fn poll_read_into(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        let room = buf.capacity() - buf.len();
+        self.poll_recv(cx, room, |socket| {
+            Ok(rustix::net::recv(socket, spare_capacity(buf), RecvFlags::empty())?.0)
+        })
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        room: usize,
+        mut recv: impl FnMut(&Socket) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            match rustix::net::recv(self.fd.get_ref(), &mut *buf, RecvFlags::empty()) {
-                Ok((n, _)) => {
-                    if n > 0 && n < buf.len() {
+            let mut guard = ready!(self.fd()?.poll_read_ready(cx))?;
+            match recv(self.socket()) {
+                Ok(n) => {
+                    if n > 0 && n < room {
                         guard.clear_ready();
                     }
                     return Poll::Ready(Ok(n));
@@ -106,12 +156,12 @@ impl Stream {
 
     /// Ready when there is something to read (or the end). Holds no buffer while it waits.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.fd.poll_read_ready(cx).map_ok(|_| ())
+        self.fd()?.poll_read_ready(cx).map_ok(|_| ())
     }
 
     /// Ready when the kernel takes bytes.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.fd.poll_write_ready(cx).map_ok(|_| ())
+        self.fd()?.poll_write_ready(cx).map_ok(|_| ())
     }
 
     /// Writes as much as the kernel takes now; at least one byte when ready.
@@ -121,8 +171,8 @@ impl Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match send(self.fd.get_ref(), bufs) {
+            let mut guard = ready!(self.fd()?.poll_write_ready(cx))?;
+            match send(self.socket(), bufs) {
                 Ok(n) => {
                     if n < bufs.iter().map(|b| b.len()).sum() {
                         guard.clear_ready();
@@ -139,7 +189,7 @@ impl Stream {
     /// Ready when the peer has read all that was written (SIOCOUTQ is 0), or has closed.
     pub(crate) fn poll_all_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            let mut guard = ready!(self.fd()?.poll_write_ready(cx))?;
             // Not 0: the kernel (sock_wfree) tells of a freed buffer while it still counts one byte for
             // it, and no edge follows when that goes too. A buffer counts hundreds.
             if self.unsent() <= 1 {

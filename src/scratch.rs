@@ -4,8 +4,12 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// One read. As much as a Unix socket gives in one call when the app writes fast.
-pub(crate) const SIZE: usize = 64 * 1024;
+/// One read: what an app has written while its last bytes went out. Chosen by measurement
+/// (benches/README.md, "Larger bodies").
+pub(crate) const SIZE: usize = 128 * 1024;
+/// What is read at once where a head is expected: the body behind it goes into its spool without
+/// another copy.
+pub(crate) const HEAD: usize = 16 * 1024;
 /// Buffers that a thread keeps for the next reads.
 const KEPT: usize = 4;
 

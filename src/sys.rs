@@ -1,6 +1,7 @@
 //! The calls that no safe wrapper offers: the only `unsafe` of the crate.
 #![allow(unsafe_code)]
 
+use std::cell::OnceCell;
 use std::ffi::{c_int, c_uint};
 use std::fs::File;
 use std::io;
@@ -9,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::{FdFlags, dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -78,6 +80,61 @@ pub(crate) fn watch<T: AsRawFd + Into<OwnedFd>>(
     // value lives; `Socket` and `OwnedFd`, which this is called with, own their descriptor, never swap
     // it and close it when dropped.
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
+}
+
+/// A socket, with its registration with an event loop once it has one.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    // Dropped in this order: the registration before the descriptor that it names is closed.
+    registration: OnceCell<AsyncFd<Number>>,
+    socket: Socket,
+}
+
+/// The descriptor of the socket beside it.
+#[derive(Debug)]
+pub(crate) struct Number(RawFd);
+
+impl AsRawFd for Number {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Watched {
+    pub(crate) fn not_yet(socket: Socket) -> Watched {
+        Watched { registration: OnceCell::new(), socket }
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registration.get().is_some()
+    }
+
+    /// The registration, with the current event loop if there is none yet.
+    pub(crate) fn registered(&self, interest: Interest) -> io::Result<&AsyncFd<Number>> {
+        if let Some(registration) = self.registration.get() {
+            return Ok(registration);
+        }
+        let number = Number(self.socket.as_raw_fd());
+        // SAFETY: `register` asks that `as_raw_fd` names the same open descriptor for as long as the
+        // value lives. `socket` owns it, is never swapped, and outlives the registration: that is
+        // dropped before it, by the order of the fields and in `take_off` and `into_socket`.
+        let registration = unsafe { AsyncFd::register_with_interest(number, interest) }?;
+        Ok(self.registration.get_or_init(|| registration))
+    }
+
+    /// No loop watches it any more.
+    pub(crate) fn take_off(&mut self) {
+        self.registration.take();
+    }
+
+    pub(crate) fn into_socket(mut self) -> Socket {
+        self.take_off();
+        self.socket
+    }
 }
 
 /// Writes `range` of `file` to disk and waits for it: its pages, not the metadata (nothing here is

@@ -1,6 +1,7 @@
-//! A request in the steady state allocates nothing when its upstream connection was kept. When it is
-//! new, tokio does: its registration with the event loop, and a list of those that ended in one turn
-//! of the loop (here, with one client, one for each request).
+//! A request in the steady state allocates nothing when its upstream connection was kept, or is new
+//! and the answer is there at once. Where the loop has to watch a new one, tokio allocates: its
+//! registration, and a list of those that ended in one turn of the loop (here, with one client, one
+//! for each request).
 //!
 //! The proxy runs in this process, app and client are threads that allocate nothing, and a counting
 //! allocator sees all of it. One test after the other: a harness would run, and allocate, beside it.
@@ -30,7 +31,7 @@ const BESIDE: usize = REQUESTS / 20;
 
 fn main() {
     let dir = tempfile::tempdir().unwrap();
-    for (upstream, options, expected) in
+    for (upstream, options, at_most) in
         [("kept", &["--upstream-keepalive", "10s"][..], 0), ("new", &[][..], 2)]
     {
         let socket = dir.path().join(upstream);
@@ -42,8 +43,7 @@ fn main() {
         let change = counted.change();
         let made = change.allocations + change.reallocations;
         println!("{upstream} upstream connection: {made} allocations in {REQUESTS} requests");
-        let allowed = expected * REQUESTS..=expected * REQUESTS + BESIDE;
-        assert!(allowed.contains(&made), "{upstream}: {change:?}");
+        assert!(made <= at_most * REQUESTS + BESIDE, "{upstream}: {change:?}");
     }
 }
 

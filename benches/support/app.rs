@@ -1,6 +1,6 @@
 //! The app of the CPU and memory cases: a thread of the bench that answers fixed bytes on a Unix
-//! socket, so that the proxy is what costs. `GET /N` is answered with N bytes, a POST's body is read
-//! and thrown away first.
+//! socket, so that the proxy is what costs. `GET /N` is answered with N bytes, `GET /N?M` after M
+//! milliseconds; a POST's body is read and thrown away first.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,14 +86,14 @@ async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let mut filled = 0;
-        let (answer, mut missing) = loop {
+        let (answer, pause, mut missing) = loop {
             let read = stream.read(&mut buffer[filled..]).await?;
             if read == 0 {
                 return Ok(());
             }
             filled += read;
-            if let Some((head, size, body)) = parse(&buffer[..filled])? {
-                break (answers.of(size), (head + body).saturating_sub(filled));
+            if let Some((head, size, pause, body)) = parse(&buffer[..filled])? {
+                break (answers.of(size), pause, (head + body).saturating_sub(filled));
             }
         };
         while missing > 0 {
@@ -102,6 +103,9 @@ async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
             }
             missing = missing.saturating_sub(read);
         }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         stream.write_all(&answer).await?;
         if answers.upstream == Upstream::ConnectionPerRequest {
             return Ok(());
@@ -109,16 +113,19 @@ async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
     }
 }
 
-/// Length of the head, bytes asked for, bytes of the request's body; None: the head is not whole.
-fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, usize)>> {
+/// Length of the head, bytes asked for, the pause before them, bytes of the request's body; None: the
+/// head is not whole.
+fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, Duration, usize)>> {
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes).map_err(io::Error::other)? {
         httparse::Status::Partial => Ok(None),
         httparse::Status::Complete(head) => {
-            let size = request.path.and_then(|path| path[1..].split('?').next()?.parse().ok());
-            let size = size.unwrap_or(0);
-            Ok(Some((head, size, super::load::content_length(request.headers))))
+            let path = request.path.and_then(|path| path.get(1..)).unwrap_or_default();
+            let mut numbers = path.split('?');
+            let mut number = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+            let (size, pause) = (number(), Duration::from_millis(number() as u64));
+            Ok(Some((head, size, pause, super::load::content_length(request.headers))))
         }
     }
 }

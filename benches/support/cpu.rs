@@ -21,7 +21,7 @@ struct Case {
     requests: usize,
 }
 
-const CASES: [Case; 10] = {
+const CASES: [Case; 11] = {
     use Upstream::{ConnectionPerRequest as Close, KeepAlive as Keep};
     const fn case(
         name: &'static str,
@@ -34,6 +34,7 @@ const CASES: [Case; 10] = {
     [
         case("100 B, keep-alive", Keep, || load::get("/100"), 7_000),
         case("100 B, connection per request", Close, || load::get("/100"), 5_000),
+        case("100 B after 2 ms, connection per request", Close, || load::get("/100?2"), 5_000),
         case("12 KB, keep-alive", Keep, || load::get("/12288"), 5_000),
         case("12 KB, connection per request", Close, || load::get("/12288"), 4_000),
         case("100 KB, keep-alive", Keep, || load::get("/102400"), 1_500),

@@ -14,6 +14,8 @@ use super::process::Process;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Bufproxy,
+    /// Another build of it: the program.
+    Also(&'static str),
     Nginx,
     /// nginx with buffers that take every body of the bench whole.
     NginxLarge,
@@ -29,6 +31,7 @@ impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Kind::Bufproxy => "bufproxy",
+            Kind::Also(program) => program,
             Kind::Nginx => "nginx",
             Kind::NginxLarge => "nginx, large buffers",
             Kind::Haproxy => "HAProxy",
@@ -42,6 +45,7 @@ impl Kind {
     pub(crate) fn version(self) -> Result<String, String> {
         let (program, argument, package) = match self {
             Kind::Bufproxy => (env!("CARGO_BIN_EXE_bufproxy"), "--version", ""),
+            Kind::Also(program) => (program, "--version", ""),
             Kind::Nginx | Kind::NginxLarge => ("nginx", "-v", "nginx-light"),
             Kind::Haproxy => ("haproxy", "-v", "haproxy"),
             Kind::Caddy => ("caddy", "version", "caddy"),
@@ -124,8 +128,11 @@ impl Proxy {
         };
         let mut command;
         match kind {
-            Kind::Bufproxy => {
-                command = Command::new(env!("CARGO_BIN_EXE_bufproxy"));
+            Kind::Bufproxy | Kind::Also(_) => {
+                command = Command::new(match kind {
+                    Kind::Also(program) => program,
+                    _ => env!("CARGO_BIN_EXE_bufproxy"),
+                });
                 command.arg("--listen").arg(address.to_string());
                 command.arg("--upstream").arg(format!("unix:{}", socket.display()));
                 command.arg("--concurrency").arg(concurrency);

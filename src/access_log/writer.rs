@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
 
 use crate::config::LogDestination;
 use crate::metrics::METRICS;
@@ -278,6 +279,11 @@ impl Thread {
 }
 
 fn open(path: &Path) -> io::Result<File> {
+    // A named pipe that nobody reads yet would hold the open, and with it the start: for this moment we
+    // are its reader. Later a pipe without one is an error of the write, which is said.
+    let pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+    let at_once = OFlags::NONBLOCK.bits() as i32;
+    let _reader = pipe.then(|| OpenOptions::new().read(true).custom_flags(at_once).open(path));
     OpenOptions::new().append(true).create(true).mode(0o644).open(path)
 }
 

@@ -21,17 +21,20 @@ pub(super) enum Typed {
     Healthcheck(Flags, String),
     /// Flags, `--timeout` and `--wait`.
     Drain(Flags, String, bool),
+    /// URL, `--clients` and `--timeout`.
+    Probe(String, String, String),
     Help(String),
     Version,
 }
 
-const SUBCOMMANDS: &[&str] = &["check", "demo", "drain", "healthcheck"];
+const SUBCOMMANDS: &[&str] = &["check", "demo", "drain", "healthcheck", "probe"];
 
 const USAGE: &str = "bufproxy [OPTIONS] [-- COMMAND...]
        bufproxy check [OPTIONS] [-- COMMAND...]
        bufproxy healthcheck [--admin ADDRESS] [--timeout TIME]
        bufproxy drain [--admin ADDRESS] [--wait] [--timeout TIME]
-       bufproxy demo";
+       bufproxy demo
+       bufproxy probe [--clients N] [--timeout TIME] URL";
 
 const AFTER: &str = "\
 An option NAME is also the variable BUFPROXY_NAME and a key of bufproxy.toml. The flag wins, then the \
@@ -71,6 +74,13 @@ pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
         }
         Some(("drain", drain)) => {
             Ok(Typed::Drain(flags(drain), timeout(drain, "30s"), drain.get_flag("wait")))
+        }
+        Some(("probe", probe)) => {
+            let url = probe
+                .get_one::<String>("url")
+                .ok_or("probe has no URL: write http://localhost:8080/")?;
+            let clients = probe.get_one::<String>("clients").map_or("50", |text| text);
+            Ok(Typed::Probe(url.clone(), clients.to_owned(), timeout(probe, "5s")))
         }
         Some(_) => Ok(Typed::Demo),
     }
@@ -122,9 +132,21 @@ fn command() -> Command {
                         .action(ArgAction::SetTrue)
                         .help("Return when it has ended; exit code 1 if it has not by --timeout"),
                 )
-                .arg(timeout.help("Longest wait in all [30s]")),
+                .arg(timeout.clone().help("Longest wait in all [30s]")),
         )
         .subcommand(Command::new("demo").about("Show what it does, with an app of its own"))
+        .subcommand(
+            Command::new("probe")
+                .about("Ask your own site how it serves fast clients beside slow ones; exit code 0 or 1")
+                .arg(Arg::new("url").value_name("URL").help("What the clients ask for, http://"))
+                .arg(
+                    Arg::new("clients")
+                        .long("clients")
+                        .value_name("N")
+                        .help("Slow clients of each kind, 1000 at most [50]"),
+                )
+                .arg(timeout.help("Longest wait of a fast client [5s]")),
+        )
 }
 
 fn argument(opt: &'static Opt) -> Arg {
@@ -172,9 +194,15 @@ fn explain(error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand if argument.starts_with('-') => {
             let names = table().iter().flat_map(|opt| [Some(opt.name), opt.alias]).flatten();
-            let near = nearest(argument.trim_start_matches('-'), names);
-            let hint = near.map_or(String::new(), |near| format!(": did you mean --{near}?"));
-            format!("{argument} is not an option{hint}")
+            let typed = argument.trim_start_matches('-');
+            match nearest(typed, names) {
+                Some(near) if near == typed => format!(
+                    "{argument} is not an option of this subcommand: it is one of bufproxy alone and of \
+                     bufproxy check"
+                ),
+                Some(near) => format!("{argument} is not an option: did you mean --{near}?"),
+                None => format!("{argument} is not an option: bufproxy -h has them all"),
+            }
         }
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand
             if SUBCOMMANDS.contains(&argument.as_str()) =>

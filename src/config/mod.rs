@@ -42,6 +42,8 @@ pub struct Sources<'a> {
     pub read: ReadFile<'a>,
     /// Whether files of a directory are kept in memory; an error when it cannot have files.
     pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
+    /// What lies at a path where a socket should be, if it is something else: `a file`.
+    pub no_socket: &'a dyn Fn(&Path) -> Option<&'static str>,
     /// Open files that we may have, once the soft limit is raised.
     pub nofile: u64,
     /// Where the app's socket is made when nobody names one.
@@ -58,6 +60,7 @@ impl Sources<'_> {
             env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
+            no_socket: &platform::no_socket,
             nofile: platform::nofile(),
             private_socket: platform::private_socket(),
         }
@@ -73,6 +76,7 @@ pub enum Invocation {
     Demo,
     Healthcheck(Healthcheck),
     Drain(Drain),
+    Probe(Probe),
     /// To be printed on stdout.
     Help(String),
     Version(String),
@@ -94,7 +98,21 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
-/// All that is wrong, one line each. The exit code for it is 2, and nothing was started.
+/// `probe`: this site, with so many slow clients of each kind; how long a fast one may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub host: String,
+    pub port: u16,
+    /// With its query.
+    pub path: String,
+    pub clients: usize,
+    pub timeout: Duration,
+}
+
+/// Exit code of a configuration that cannot be used; nothing was started.
+pub const UNUSABLE: u8 = 2;
+
+/// All that is wrong, one line each. The exit code for it is `UNUSABLE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub problems: Vec<String>,
@@ -134,6 +152,9 @@ pub fn parse_args(sources: &Sources<'_>) -> Result<Invocation, ConfigError> {
             let (admin, timeout) = asked(sources, &flags, "drain", &timeout).map_err(failed)?;
             Invocation::Drain(Drain { admin, wait, timeout })
         }
+        Typed::Probe(url, clients, timeout) => {
+            Invocation::Probe(probe(&url, &clients, &timeout).map_err(|bad| failed(vec![bad]))?)
+        }
     })
 }
 
@@ -144,16 +165,54 @@ fn asked(
     subcommand: &str,
     timeout: &str,
 ) -> Result<(Listen, Duration), Vec<String>> {
-    let timeout = value::duration(timeout).map_err(|bad| {
-        let write = if bad.write.is_empty() { "2s" } else { &bad.write };
-        vec![format!("--timeout {timeout:?} {}: write {write}", bad.what)]
-    })?;
+    let timeout =
+        value::duration(timeout).map_err(|bad| vec![complaint("timeout", timeout, bad, "2s")])?;
     let admin = resolve::admin(sources, flags)?.ok_or_else(|| {
         vec![format!(
             "{subcommand} asks the admin listener: write --admin, or set BUFPROXY_ADMIN for both"
         )]
     })?;
     Ok((admin, timeout))
+}
+
+/// An option of a subcommand that is none of the table's.
+fn complaint(option: &str, given: &str, bad: value::Bad, example: &str) -> String {
+    let write = if bad.write.is_empty() { example } else { &bad.write };
+    format!("--{option} {given:?} {}: write {write}", bad.what)
+}
+
+fn probe(url: &str, clients: &str, timeout: &str) -> Result<Probe, String> {
+    let bad = |is: &str| format!("{url:?} {is}: write the site's URL, as http://localhost:8080/");
+    let site = url.strip_prefix("http://").ok_or_else(|| match url.starts_with("https://") {
+        true => bad("asks for TLS, which probe does not speak"),
+        false => bad("is not a URL"),
+    })?;
+    let (authority, path) = site.split_at(site.find('/').unwrap_or(site.len()));
+    let named = [authority.to_owned(), format!("{authority}:80")];
+    let found = named.iter().find_map(|named| match value::upstream(named) {
+        Ok(UpstreamAddr::Tcp(host, port)) => Some((host, port)),
+        _ => None,
+    });
+    let (host, port) = found.ok_or_else(|| bad("names no host"))?;
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(bad("has a path with other than visible ASCII"));
+    }
+    let path = if path.is_empty() { "/" } else { path }.to_owned();
+    let clients = match value::count(clients) {
+        Ok(number @ 1..=1000) => number,
+        Ok(_) => {
+            return Err(complaint(
+                "clients",
+                clients,
+                value::Bad::new("is too many"),
+                "1000 at most",
+            ));
+        }
+        Err(bad) => return Err(complaint("clients", clients, bad, "50")),
+    };
+    let timeout =
+        value::duration(timeout).map_err(|bad| complaint("timeout", timeout, bad, "5s"))?;
+    Ok(Probe { host, port, path, clients, timeout })
 }
 
 const NAME_AND_VERSION: &str = concat!("bufproxy ", env!("CARGO_PKG_VERSION"));
@@ -379,6 +438,8 @@ pub struct Config {
     pub cgroup: cgroup::Limits,
     /// What is odd but no error, one line each, to be said at start.
     pub warnings: Vec<String>,
+    /// Where the values are from that only their use proves wrong, by option: ` (from PORT)`.
+    pub from: BTreeMap<&'static str, String>,
 }
 
 impl Config {
@@ -417,6 +478,38 @@ impl Config {
             line += &format!(", config {}", file.display());
         }
         line
+    }
+
+    /// `--access-log "/var/log/a" (from BUFPROXY_ACCESS_LOG)`, of listen, admin and access-log.
+    pub fn named(&self, option: &str, value: &dyn fmt::Display) -> String {
+        let from = self.from.get(option).map_or("", String::as_str);
+        format!("--{option} {:?}{from}", value.to_string())
+    }
+
+    /// The line for an address of listen or admin that cannot be bound, with what would be right.
+    pub fn cannot_bind(&self, option: &str, address: &Listen, error: &io::Error) -> String {
+        use io::ErrorKind::{
+            AddrInUse, AddrNotAvailable, NotADirectory, NotFound, PermissionDenied,
+        };
+        let write = match (error.kind(), address) {
+            (AddrInUse, _) => "end what listens there, or write another address",
+            (AddrNotAvailable, _) => "write an address of this machine, or :PORT for all of them",
+            (PermissionDenied, Listen::Tcp(_)) => "write a port above 1023",
+            (PermissionDenied, _) => "write a path in a directory that can be written to",
+            (NotFound | NotADirectory, _) => "write a path in a directory that exists",
+            _ => "write another address",
+        };
+        format!("{} cannot be bound ({error}): {write}", self.named(option, address))
+    }
+
+    /// The line for an access log that cannot be opened.
+    pub fn cannot_log(&self, error: &io::Error) -> String {
+        let path = match &self.access_log {
+            LogDestination::File(path) => path.display().to_string(),
+            LogDestination::Stdout | LogDestination::Off => "-".to_owned(),
+        };
+        let named = self.named("access-log", &path);
+        format!("{named} cannot be opened ({error}): write a file that can be written to, - or off")
     }
 
     /// Options whose value differs from `before` but which a reload cannot change: what was bound,
@@ -522,6 +615,7 @@ impl Config {
             heroku: false,
             cgroup: cgroup::Limits::default(),
             warnings: Vec::new(),
+            from: BTreeMap::new(),
         }
     }
 }

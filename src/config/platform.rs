@@ -2,6 +2,7 @@
 //! places for files. `settings` makes defaults of it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -100,6 +101,16 @@ pub fn in_memory(dir: &Path) -> std::io::Result<bool> {
     rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)?;
     let kind = rustix::fs::statfs(dir)?.f_type as u64 & 0xffff_ffff;
     Ok(kind == TMPFS || kind == RAMFS)
+}
+
+/// What lies at this path, if it is neither a socket nor nothing.
+pub fn no_socket(path: &Path) -> Option<&'static str> {
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    match kind {
+        _ if kind.is_socket() => None,
+        _ if kind.is_dir() => Some("a directory"),
+        _ => Some("a file"),
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ fn committed_reference_files_are_what_the_table_gives() {
 fn compare(file: &str, expected: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&path, expected).unwrap();
+        std::fs::write(&path, expected).unwrap_or_else(|e| panic!("{file}: {e}"));
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     let different = committed.lines().zip(expected.lines()).find(|(is, should)| is != should);

@@ -83,12 +83,16 @@ impl Given {
 
     /// `--max-body "100mb" (from BUFPROXY_MAX_BODY)`
     fn name(&self, opt: &Opt, text: &str) -> String {
-        let from = match &self.source {
+        format!("--{} {text:?}{}", opt.name, self.from())
+    }
+
+    /// ` (from BUFPROXY_MAX_BODY)`
+    fn from(&self) -> String {
+        match &self.source {
             Source::Flag => String::new(),
             Source::Default => " (default)".to_owned(),
             source => format!(" (from {source})"),
-        };
-        format!("--{} {text:?}{from}", opt.name)
+        }
     }
 }
 
@@ -177,12 +181,18 @@ pub(super) fn resolve(
     let mut resolved = Resolved { config, given: in_order };
     if problems.is_empty() {
         problems = resolved.contradictions();
+        problems.extend(resolved.look_at_sockets(sources));
         problems.extend(resolved.look_at_spool_dir(sources).err());
     }
     if !problems.is_empty() {
         return Err(problems);
     }
     resolved.warn(&here);
+    for (opt, given) in &resolved.given {
+        if ["listen", "admin", "access-log"].contains(&opt.name) {
+            resolved.config.from.insert(opt.name, given.from());
+        }
+    }
     Ok(resolved)
 }
 
@@ -255,7 +265,12 @@ fn typed(sources: &Sources<'_>, flags: &Flags, problems: &mut Vec<String>) -> Ty
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()));
     match text {
         Ok(text) => read_file(&name, &text, &mut given, problems),
-        Err(why) => problems.push(format!("--config {name:?} cannot be read ({why})")),
+        Err(why) => {
+            let from = given.get("config").map_or_else(String::new, Given::from);
+            problems.push(format!(
+                "--config {name:?}{from} cannot be read ({why}): write a file as config/bufproxy.toml"
+            ));
+        }
     }
     Typed { given, file: Some(name), warnings }
 }
@@ -376,46 +391,38 @@ impl Resolved {
         let mut problems = Vec::new();
         let mut larger = |wrong: bool, one: &str, other: &str, why: &str| {
             if wrong {
-                let (one, other) = (self.show(one), self.show(other));
-                problems.push(format!("{one} is more than {other}: {why}"));
+                let (less, of) = (self.show(one), self.show(other));
+                problems.push(format!(
+                    "{less} is too much for {of}, {why}: write less, or more for --{other}"
+                ));
             }
         };
         larger(
             c.drain_delay >= c.drain_timeout,
             "drain-delay",
             "drain-timeout",
-            "drain-timeout contains it, write less",
+            "which contains it",
         );
-        larger(
-            c.idle_grace > c.drain_timeout,
-            "idle-grace",
-            "drain-timeout",
-            "drain-timeout contains it, write less",
-        );
+        larger(c.idle_grace > c.drain_timeout, "idle-grace", "drain-timeout", "which contains it");
         let memory = usize::try_from(c.memory).unwrap_or(usize::MAX);
-        larger(
-            c.body_memory > memory,
-            "body-memory",
-            "memory",
-            "memory is for all bodies together",
-        );
+        larger(c.body_memory > memory, "body-memory", "memory", "which is for all bodies together");
         larger(
             c.response_memory > memory,
             "response-memory",
             "memory",
-            "memory is for all bodies together",
+            "which is for all bodies together",
         );
         larger(
             c.response_spool_max > c.spool_max,
             "response-spool-max",
             "spool-max",
-            "spool-max is for all bodies together",
+            "which is for all bodies together",
         );
         larger(
             c.max_body > c.spool_max && c.spool_max > 0,
             "max-body",
             "spool-max",
-            "such a body could not be kept",
+            "where such a body is kept",
         );
         if c.upstream_proxy_protocol && c.upstream_keepalive.is_some() {
             problems.push(
@@ -477,6 +484,30 @@ impl Resolved {
             ));
         }
         problems
+    }
+
+    /// A path that is something else will never be a socket: nobody replaces it.
+    fn look_at_sockets(&self, sources: &Sources<'_>) -> Vec<String> {
+        let config = &self.config;
+        let upstreams = config.upstream.iter().filter_map(|upstream| match upstream {
+            UpstreamAddr::Unix(path) => Some(("upstream", path)),
+            UpstreamAddr::Tcp(..) => None,
+        });
+        let listens = config.listen.iter().map(|listen| ("listen", listen));
+        let listens = listens.chain(config.admin.iter().map(|listen| ("admin", listen)));
+        let listens = listens.filter_map(|(name, listen)| match listen {
+            Listen::Unix(path) => Some((name, path)),
+            Listen::Tcp(_) => None,
+        });
+        upstreams
+            .chain(listens)
+            .filter_map(|(name, path)| {
+                let is = (sources.no_socket)(path)?;
+                let (opt, given) = self.given.iter().find(|(opt, _)| opt.name == name)?;
+                let shown = given.name(opt, &format!("unix:{}", path.display()));
+                Some(format!("{shown} is {is}, not a socket: write another path"))
+            })
+            .collect()
     }
 
     /// What is found now is no surprise at the first upload. A directory that was asked for must be

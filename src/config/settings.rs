@@ -353,8 +353,8 @@ const TABLE: &[Opt] = &[
         default: "off",
         example: "2",
         short: "Compress text-like responses: 1 (fast) to 9 (small)",
-        long: "From 1 KiB, for clients that ask for it, never what is encoded already or says \
-               no-transform. A body that comes whole gets its exact length, a stream is flushed at \
+        long: "From 1 KiB, for clients that ask for it, never what is encoded already, has a digest or \
+               says no-transform. A body that comes whole gets its exact length, a stream is flushed at \
                each part. Heroku's router compresses nothing; its nginx buildpack has level 2.",
         set: |c, v, _| put(&mut c.gzip, v, or_off(gzip_level)),
         ..PLAIN

@@ -36,6 +36,7 @@ fn with_sources<T>(
             Some("/nowhere") => Err(io::ErrorKind::NotFound.into()),
             dir => Ok(dir == Some("/dev/shm")),
         },
+        no_socket: &|path| (path == Path::new("/etc")).then_some("a directory"),
         nofile: 1 << 20,
         private_socket: "/run/bufproxy-1/app.sock".into(),
     })
@@ -106,7 +107,8 @@ fn every_option_works_as_flag_variable_and_key() {
 
         // Warnings name the source; the file is a value of its own.
         let show = |config: Config| {
-            format!("{:?}", Config { warnings: vec![], config_file: None, ..config })
+            let from = BTreeMap::new();
+            format!("{:?}", Config { warnings: vec![], config_file: None, from, ..config })
         };
         let by_flag = show(run_with(&flag_args, &[], &files));
         assert_eq!(by_flag, show(run_with(base, &env, &files)), "{}", opt.name);
@@ -324,7 +326,9 @@ fn the_file_is_the_one_that_is_named_or_the_first_that_exists() {
     assert_eq!(queue(&[], &[("BUFPROXY_CONFIG", "/etc/bufproxy.toml")], &files), 3);
     assert_eq!(
         problems(&[UPSTREAM, &["--config", "/etc/none.toml"]].concat(), &[], &files),
-        ["--config \"/etc/none.toml\" cannot be read (entity not found)"]
+        [
+            "--config \"/etc/none.toml\" cannot be read (entity not found): write a file as config/bufproxy.toml"
+        ]
     );
 }
 
@@ -383,6 +387,7 @@ fn the_commented_file_holds_the_defaults() {
     // What is derived without being named is not in the file; what is named counts as set.
     config.config_file = None;
     config.warnings.clear();
+    config.from.clone_from(&default.from);
     config.ready_path_set = false;
     config.idle_grace = default.idle_grace;
     assert_eq!(format!("{config:?}"), format!("{default:?}"));
@@ -411,39 +416,51 @@ fn all_problems_are_told_at_once_with_their_places() {
 }
 
 #[test]
+fn a_path_that_is_no_socket_is_refused() {
+    let is = "is a directory, not a socket: write another path";
+    assert_eq!(
+        problems(&["--upstream", "/etc"], &[], &[]),
+        [format!("--upstream \"unix:/etc\" {is}")]
+    );
+    let env = [("BUFPROXY_LISTEN", ":80,unix:/etc"), ("BUFPROXY_ADMIN", "unix:/a.sock")];
+    let found = problems(UPSTREAM, &env, &[]);
+    assert_eq!(found, [format!("--listen \"unix:/etc\" (from BUFPROXY_LISTEN) {is}")]);
+}
+
+#[test]
 fn what_cannot_be_together_is_refused() {
     let one = |args: &[&str], expected: &str| {
         assert_eq!(problems(&[args, UPSTREAM].concat(), &[], &[]), [expected]);
     };
     one(
         &["--drain-delay", "9s"],
-        "--drain-delay \"9s\" is more than --drain-timeout \"8s\" (default): drain-timeout contains \
-         it, write less",
+        "--drain-delay \"9s\" is too much for --drain-timeout \"8s\" (default), which contains it: \
+         write less, or more for --drain-timeout",
     );
     one(
         &["--idle-grace", "10s", "--drain-timeout", "9s"],
-        "--idle-grace \"10s\" is more than --drain-timeout \"9s\": drain-timeout contains it, write \
-         less",
+        "--idle-grace \"10s\" is too much for --drain-timeout \"9s\", which contains it: write less, \
+         or more for --drain-timeout",
     );
     one(
         &["--body-memory", "64m"],
-        "--body-memory \"64m\" is more than --memory \"32m\" (default): memory is for all bodies \
-         together",
+        "--body-memory \"64m\" is too much for --memory \"32m\" (default), which is for all bodies \
+         together: write less, or more for --memory",
     );
     one(
         &["--response-memory", "64m"],
-        "--response-memory \"64m\" is more than --memory \"32m\" (default): memory is for all bodies \
-         together",
+        "--response-memory \"64m\" is too much for --memory \"32m\" (default), which is for all bodies \
+         together: write less, or more for --memory",
     );
     one(
         &["--response-spool-max", "2g"],
-        "--response-spool-max \"2g\" is more than --spool-max \"1g\" (default): spool-max is for all \
-         bodies together",
+        "--response-spool-max \"2g\" is too much for --spool-max \"1g\" (default), which is for all \
+         bodies together: write less, or more for --spool-max",
     );
     one(
         &["--spool-max", "64m"],
-        "--max-body \"100m\" (default) is more than --spool-max \"64m\": such a body could not be \
-         kept",
+        "--max-body \"100m\" (default) is too much for --spool-max \"64m\", where such a body is kept: \
+         write less, or more for --spool-max",
     );
     one(
         &["--listen", ":80", "--listen", "[::]:80"],
@@ -533,11 +550,15 @@ fn what_does_nothing_is_warned_of() {
 #[test]
 fn command_lines_that_mean_something_else_are_explained() {
     let one = |args: &[&str], expected: &str| assert_eq!(problems(args, &[], &[]), [expected]);
+    one(
+        &["demo", "--upstream", "/a.sock"],
+        "--upstream is not an option of this subcommand: it is one of bufproxy alone and of bufproxy check",
+    );
     one(&["--max-bdy", "1m"], "--max-bdy is not an option: did you mean --max-body?");
     one(&["--max-body"], "--max-body has no value: write --max-body 10m");
     one(
         &["gunicorn", "app"],
-        "\"gunicorn\" is not a subcommand (check, demo, drain or healthcheck): write a command to wrap after --",
+        "\"gunicorn\" is not a subcommand (check, demo, drain, healthcheck or probe): write a command to wrap after --",
     );
     one(&["--"], "no command follows --: write it, or leave out --");
     one(

@@ -43,6 +43,7 @@ pub struct ClientHead<'a> {
     pub coding: Coding,
 }
 
+const NOT_MODIFIED: u16 = 304;
 const UPGRADE_REQUIRED: u16 = 426;
 
 /// Appends the head, final empty line included.
@@ -82,7 +83,8 @@ pub fn write(out: &mut Vec<u8>, head: &ResponseHead, with: &ClientHead<'_>) {
     if with.coding != Coding::AsItCame && !vary_came {
         out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
     }
-    if gzip {
+    // Of a 304 the client has it already.
+    if gzip && head.status != NOT_MODIFIED {
         out.extend_from_slice(b"Content-Encoding: gzip\r\n");
     }
     // RFC 9110, 6.6.1: a recipient with a clock adds it.

@@ -41,7 +41,15 @@ pub(super) async fn deliver(
     }
     let mut pump = Pump::new(c, x, answer);
     let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
-    if compressible && gzip::wanted(&x.record.head) {
+    let gzipped = if compressible {
+        gzip::wanted(&x.record.head)
+    } else {
+        c.config().gzip.is_some() && gzip::is_of_compressed(&x.record.head, &x.response)
+    };
+    if gzipped && x.response.body == ResponseBody::None {
+        // A body that is not sent would not have the app's length either (RFC 9110, 8.6).
+        pump.framing = Framing::None(None);
+    } else if gzipped {
         pump.gzip = c.config().gzip.map(Gzip::new);
         poll_fn(|cx| {
             pump.begin_compressed(c, x, cx);
@@ -75,10 +83,10 @@ pub(super) async fn deliver(
         keep_alive,
         trailers: pump.trailers,
         date: &reply::date_now(),
-        coding: match (compressible, &pump.gzip) {
-            (_, Some(_)) => Coding::Gzip,
-            (true, None) => Coding::Varies,
-            (false, None) => Coding::AsItCame,
+        coding: match (gzipped, compressible) {
+            (true, _) => Coding::Gzip,
+            (false, true) => Coding::Varies,
+            (false, false) => Coding::AsItCame,
         },
     };
     client_head::write(&mut pump.head, &x.response, &with);

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::http1::{FieldId, RequestHead, ResponseBody, ResponseHead, Version};
+use crate::http1::{Field, FieldId, RequestHead, ResponseBody, ResponseHead, Version};
 
 /// Shorter bodies gain less than the head costs (nginx's buildpack: 512, thruster: 1024).
 const MIN_LENGTH: u64 = 1024;
@@ -46,33 +46,58 @@ pub(super) fn compressible(request: &RequestHead, response: &ResponseHead) -> bo
         && length.is_none_or(|n| n >= MIN_LENGTH)
         && response.get(FieldId::ContentEncoding).is_none()
         && response.get(FieldId::ContentType).is_some_and(is_text)
-        && !values(&response.fields, &response.bytes, FieldId::CacheControl)
-            .any(|v| elements(v).any(|e| e.eq_ignore_ascii_case(b"no-transform")))
+        && !forbids_transform(&response.fields, &response.bytes)
+        && !response.fields.iter().any(|f| is_digest(f.name.of(&response.bytes)))
 }
 
-/// This client gets it compressed.
+/// This client gets it compressed; to HEAD the same is said as to GET (RFC 9110, 9.3.2).
 pub(super) fn wanted(request: &RequestHead) -> bool {
     request.version == Version::Http11
-        && !request.is_head()
-        && accepts_gzip(values(&request.fields, &request.bytes, FieldId::AcceptEncoding))
+        && accepts_gzip(elements(&request.fields, &request.bytes, FieldId::AcceptEncoding))
+        && !forbids_transform(&request.fields, &request.bytes)
 }
 
-fn values<'a>(
-    fields: &'a [crate::http1::Field],
+/// This 304 is of what the client has compressed, which it knows by the weak form of the app's ETag:
+/// our own doing (`client_head::write`).
+pub(super) fn is_of_compressed(request: &RequestHead, response: &ResponseHead) -> bool {
+    let strong = response.get(FieldId::Etag).filter(|tag| tag.starts_with(b"\""));
+    let Some(tag) = strong.filter(|_| response.status == 304) else { return false };
+    let mut asked = request.fields.iter().filter(|f| {
+        f.id == FieldId::Other && f.name.of(&request.bytes).eq_ignore_ascii_case(b"if-none-match")
+    });
+    let weak = |known: &[u8]| known.strip_prefix(b"W/") == Some(tag);
+    asked.any(|f| f.value.of(&request.bytes).split(|&b| b == b',').any(|e| weak(e.trim_ascii())))
+}
+
+fn forbids_transform(fields: &[Field], bytes: &[u8]) -> bool {
+    elements(fields, bytes, FieldId::CacheControl).any(|e| e.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// Says something of the very bytes of the body (RFC 9530, 2 and 3, and what it replaces).
+fn is_digest(name: &[u8]) -> bool {
+    [&b"content-digest"[..], b"repr-digest", b"digest", b"content-md5"]
+        .iter()
+        .any(|digest| name.eq_ignore_ascii_case(digest))
+}
+
+/// The members of all lines of a list field.
+pub(super) fn elements<'a>(
+    fields: &'a [Field],
     bytes: &'a [u8],
     id: FieldId,
 ) -> impl Iterator<Item = &'a [u8]> {
-    fields.iter().filter(move |f| f.id == id).map(|f| f.value.of(bytes))
-}
-
-fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&b| b == b',').map(<[u8]>::trim_ascii)
+    fields
+        .iter()
+        .filter(move |f| f.id == id)
+        .flat_map(|f| f.value.of(bytes).split(|&b| b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
 }
 
 /// `gzip` with a weight that is not 0, or `*` where gzip is not named (RFC 9110, 12.5.3).
-fn accepts_gzip<'a>(lines: impl Iterator<Item = &'a [u8]>) -> bool {
+fn accepts_gzip<'a>(elements: impl Iterator<Item = &'a [u8]>) -> bool {
     let mut any = false;
-    for element in lines.flat_map(elements) {
+    for element in elements {
         let (coding, weight) = match element.iter().position(|&b| b == b';') {
             Some(at) => (element[..at].trim_ascii(), element[at + 1..].trim_ascii()),
             None => (element, &b""[..]),
@@ -147,6 +172,11 @@ mod tests {
             (304, html.into(), false),
             (200, format!("{html}Content-Encoding: br\r\nContent-Length: 5000\r\n"), false),
             (200, format!("{html}Cache-Control: private, No-Transform\r\n"), false),
+            (200, format!("{html}Content-Digest: sha-256=:YQ==:\r\n"), false),
+            (200, format!("{html}repr-digest: sha-256=:YQ==:\r\n"), false),
+            (200, format!("{html}Digest: sha-256=YQ==\r\n"), false),
+            (200, format!("{html}Content-MD5: YQ==\r\n"), false),
+            (200, format!("{html}X-Digest: a\r\n"), true),
             (200, "Content-Length: 5000\r\n".into(), false),
             (200, "Content-Type: image/png\r\nContent-Length: 5000\r\n".into(), false),
             (200, "Content-Type: application/json\r\nContent-Length: 5000\r\n".into(), true),
@@ -179,6 +209,9 @@ mod tests {
             ("Accept-Encoding: *;q=0\r\n", false),
             ("Accept-Encoding: identity\r\n", false),
             ("Accept-Encoding: gzipped\r\n", false),
+            ("Accept-Encoding: identity;q=1, *;q=0\r\n", false),
+            ("Accept-Encoding: gzip\r\nCache-Control: no-transform\r\n", false),
+            ("Accept-Encoding:\r\n", false),
             ("", false),
         ];
         for (fields, expected) in rows {

@@ -32,9 +32,9 @@ use crate::server::connection::Conn;
 use crate::server::{Gauge, Loop, OfClient, Settings, Tunnel};
 use crate::spool::{Owner, Spool, SpoolLimits};
 use crate::trust::{self, Resolved};
-use crate::upstream::attempt::{Attempt, Event, Failure, SWITCHING};
+use crate::upstream::attempt::{Attempt, Event, Failure, NOT_ASKED, SWITCHING};
 use crate::upstream::discard::{self, Abandoned, Rest};
-use crate::upstream::{self, Connected, Refusal, Slot, Tried};
+use crate::upstream::{self, Refusal, Slot, Tried};
 use forward::ForwardedHead;
 use retry::{Again, Tries};
 
@@ -47,6 +47,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     KeepAlive,
+    /// No request has come, only empty lines: the client is as idle as before.
+    Idle,
     Close,
     /// Close so that a client that is still sending can read the answer.
     Linger,
@@ -153,7 +155,10 @@ pub(crate) async fn serve(conn: &Conn, x: &mut Exchange, first: Option<Filled>) 
 }
 
 async fn story(c: &Client<'_>, x: &mut Exchange, first: Option<Filled>) -> Result<Next, Reason> {
-    receive::head(c, x, first).await?;
+    if !receive::head(c, x, first).await? {
+        x.open = false;
+        return Ok(Next::Idle);
+    }
     if let Some(next) = x.admit(c).await? {
         return Ok(next);
     }
@@ -364,7 +369,7 @@ impl Exchange {
         let shared = self.lp.shared.clone();
         let deadline = self.app_deadline(c);
         let until = deadline.min(c.timer.now() + c.config().connect_retry);
-        let connected = loop {
+        let stream = loop {
             self.record.upstream_addr = Some(slot.index());
             let kept = c
                 .config()
@@ -373,10 +378,10 @@ impl Exchange {
             // Over TCP one that the app is about to close could prove nothing when it fails.
             let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
             if let Some(stream) = kept.filter(|_| unix || self.record.head.is_idempotent()) {
-                break Connected::Registered(stream);
+                break stream;
             }
             match self.connect(c, &slot, deadline, until).await? {
-                Tried::Connected(connected) => break connected,
+                Tried::Connected(stream) => break stream,
                 Tried::Move => slot = self.wait_for_slot(c, Some(slot)).await?,
             }
         };
@@ -384,12 +389,9 @@ impl Exchange {
         self.marks.connected = Some(connected_at);
         self.marks.first_byte = None;
         let unix = matches!(slot.addr(), UpstreamAddr::Unix(_));
-        let keep = c.config().upstream_keepalive.is_some();
         let upgrade = self.record.head.upgrade;
         let head = &self.forwarded.bytes;
-        let mut attempt = Attempt::start(connected, unix, keep, upgrade, head, &mut self.body)
-            .inspect_err(|e| tracing::error!("cannot watch a connection to the app: {e}"))
-            .map_err(|_| Reason::Internal)?;
+        let mut attempt = Attempt::start(stream, unix, upgrade, head, &mut self.body);
         let mut look_at = slot.look_at(connected_at);
         let reason = loop {
             let event = poll_fn(|cx| {
@@ -421,6 +423,11 @@ impl Exchange {
                     shared.app_answered();
                     let now = c.timer.now();
                     slot.answered(now - connected_at, now);
+                    let switches = self.response.status == SWITCHING;
+                    if switches && !tunnel::is_offered(&self.record.head, &self.response) {
+                        let failure = Failure::Invalid(NOT_ASKED);
+                        return Ok(Err(Failed { failure, attempt, slot }));
+                    }
                     return Ok(Ok(Answer { attempt, slot, rest }));
                 }
                 Ok(Ok(Event::Informational)) => {

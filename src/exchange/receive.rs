@@ -9,17 +9,19 @@ use super::pace::Pace;
 use super::{Client, Exchange};
 use crate::error::Reason;
 use crate::http1::{Chunked, Limits, RequestBody};
-use crate::scratch::{Filled, Scratch};
+use crate::scratch::{self, Filled, Scratch};
+use crate::spool::{self, MAX_PUSH};
 
 /// Bytes of one body that are taken before other connections of the loop have their turn.
 const TURN: usize = 1024 * 1024;
 
-/// Receives and parses one head into the record. What came behind it stays in `x.input`.
+/// Receives and parses one head into the record. What came behind it stays in `x.input`. False: only
+/// empty lines have come, which some clients send behind a body (RFC 9112, 2.2).
 pub(super) async fn head(
     c: &Client<'_>,
     x: &mut Exchange,
     first: Option<Filled>,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let config = c.config();
     let limits = Limits { head: config.max_head, fields: config.max_fields };
     // The whole head has one deadline: a byte now and then does not move it.
@@ -29,7 +31,7 @@ pub(super) async fn head(
             // The usual case: the head is parsed where it was read.
             if let Some(used) = parse(x, first.bytes(), &limits)? {
                 x.input.extend_from_slice(&first.bytes()[used..]);
-                return Ok(());
+                return Ok(true);
             }
         }
         x.input.extend_from_slice(first.bytes());
@@ -41,12 +43,16 @@ pub(super) async fn head(
             x.input = input;
             if let Some(used) = parsed? {
                 x.input.drain(..used);
-                return Ok(());
+                return Ok(true);
+            }
+            if x.input.chunks(2).all(|line| line == b"\r\n") {
+                x.input.clear();
+                return Ok(false);
             }
         }
         poll_fn(|cx| {
             let mut buf = Scratch::take();
-            match c.stream.poll_read(cx, &mut buf) {
+            match c.stream.poll_read(cx, &mut buf[..scratch::HEAD]) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     x.input.extend_from_slice(&buf[..n]);
                     Poll::Ready(Ok(()))
@@ -120,14 +126,15 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
     x.body.belongs_to(x.owner());
     let mut pace = Pace::new(c.timer.now(), x.record.request_length);
     c.timer.set(config.body_timeout);
-    // What came with the head, at most a scratch buffer at a time.
+    // What came with the head.
     let mut input = std::mem::take(&mut x.input);
     let mut used = 0;
     let mut done = decoder.is_done();
     while !done && used < input.len() {
         poll_fn(|cx| poll_room(c, x, cx)).await?;
-        let end = input.len().min(used + crate::scratch::SIZE);
-        let (n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
+        let end = input.len().min(used + MAX_PUSH);
+        let (payload, n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
+        x.body.push(&input[used..used + payload]);
         used += n;
         done = complete;
     }
@@ -144,24 +151,29 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
                 if let Err(reason) = ready!(poll_room(c, x, cx)) {
                     return Poll::Ready(Err(reason));
                 }
-                let mut buf = Scratch::take();
-                let n = match c.stream.poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(n)) if n > 0 => n,
+                // The spool keeps it as it is, if that is worth it.
+                let mut piece = spool::piece();
+                match c.stream.poll_read_into(cx, &mut piece) {
+                    Poll::Ready(Ok(n)) if n > 0 => turn += n,
                     Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientGone)),
-                    Poll::Pending if c.timer.expired() => {
-                        return Poll::Ready(Err(Reason::BodyTimeout));
-                    }
                     Poll::Pending => {
+                        spool::keep(piece);
+                        if c.timer.expired() {
+                            return Poll::Ready(Err(Reason::BodyTimeout));
+                        }
                         x.relieve(c);
                         return Poll::Pending;
                     }
                 };
-                let (used, complete) = match take(x, &mut decoder, &mut buf[..n], config.max_body) {
+                let taken = take(x, &mut decoder, &mut piece, config.max_body);
+                let (payload, used, complete) = match taken {
                     Ok(taken) => taken,
                     Err(reason) => return Poll::Ready(Err(reason)),
                 };
+                x.input.extend_from_slice(&piece[used..]);
+                piece.truncate(payload);
+                x.body.push_piece(piece);
                 if complete {
-                    x.input.extend_from_slice(&buf[used..n]);
                     return Poll::Ready(Ok(true));
                 }
                 c.timer.set(config.body_timeout);
@@ -171,7 +183,6 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
                 {
                     return Poll::Ready(Err(Reason::BodyTimeout));
                 }
-                turn += n;
                 if turn >= TURN {
                     return Poll::Ready(Ok(false));
                 }
@@ -197,13 +208,14 @@ impl Decoder {
     }
 }
 
-/// Puts the body's part of `buf` into the spool: bytes used, and whether the body is complete.
+/// Counts the body's part of `buf`: payload bytes in front of it, bytes used, and whether the body is
+/// complete.
 fn take(
     x: &mut Exchange,
     decoder: &mut Decoder,
     buf: &mut [u8],
     max_body: u64,
-) -> Result<(usize, bool), Reason> {
+) -> Result<(usize, usize, bool), Reason> {
     let (payload, used, done) = match decoder {
         Decoder::Length(left) => {
             let n = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -222,10 +234,7 @@ fn take(
     if x.body.len() + payload as u64 > max_body {
         return Err(Reason::BodyTooLarge);
     }
-    if payload > 0 {
-        x.body.push(&buf[..payload]);
-    }
-    Ok((used, done))
+    Ok((payload, used, done))
 }
 
 /// Ready when the spool takes more. That others give up memory or that the disk gets something done

@@ -39,8 +39,8 @@ impl Tries {
                 tracing::warn!("the app's response is not valid: {}", violation.rule);
                 return Again::No(Reason::InvalidResponse);
             }
-            Failure::Spool(error) => {
-                tracing::error!("a request body could not be read back: {error}");
+            Failure::Own(error) => {
+                tracing::error!("a request could not be brought to the app: {error}");
                 return Again::No(Reason::Internal);
             }
             Failure::Unread if matches!(retry, Retry::Proven | Retry::Idempotent) => {

@@ -5,8 +5,10 @@ use std::future::poll_fn;
 use std::io::IoSlice;
 use std::task::{Context, Poll};
 
+use super::gzip::elements;
 use super::{Answer, Client, Exchange, Next, client_head};
 use crate::error::Reason;
+use crate::http1::{FieldId, RequestHead, ResponseHead};
 use crate::net::Stream;
 use crate::scratch::Scratch;
 use crate::server::Gauge;
@@ -70,6 +72,16 @@ pub(super) async fn tunnel(
     drop((upstream, slot));
     result?;
     Ok(Next::Close)
+}
+
+/// The 101 names what it switches to, and the client has offered that (RFC 9110, 7.8).
+pub(super) fn is_offered(request: &RequestHead, response: &ResponseHead) -> bool {
+    let mut chosen = elements(&response.fields, &response.bytes, FieldId::Upgrade).peekable();
+    chosen.peek().is_some()
+        && chosen.all(|protocol| {
+            elements(&request.fields, &request.bytes, FieldId::Upgrade)
+                .any(|offered| offered.eq_ignore_ascii_case(protocol))
+        })
 }
 
 /// One direction. Holds no buffer while nothing waits.

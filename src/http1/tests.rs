@@ -3,6 +3,11 @@
 
 use super::field::{Sender, walk};
 use super::*;
+use mutate::mutate;
+
+// What the tests against the binary use, too.
+#[path = "../../tests/it/support/mutate.rs"]
+mod mutate;
 
 const LIMITS: Limits = Limits { head: 1 << 10, fields: 12 };
 
@@ -30,51 +35,6 @@ const BODIES: [&str; 4] = [
     "00ff\r\n0\r\n\r\n0\r\n\r\n0\r\n\r\n",
 ];
 
-/// Pieces that make a mutation matter more often than random bytes do.
-const PIECES: [&[u8]; 24] = [
-    b"\r\n",
-    b"\n",
-    b"\r",
-    b"\0",
-    b" ",
-    b"\t",
-    b":",
-    b",",
-    b";",
-    b"\"",
-    b"_",
-    b"\xff",
-    b"0",
-    b"5",
-    b"\r\n\r\n",
-    b"\n\n",
-    b"HTTP/1.1",
-    b"chunked",
-    b"close",
-    b"Content-Length: 5\r\n",
-    b"Transfer-Encoding: chunked\r\n",
-    b"Host: a\r\n",
-    b"X: y\r\n",
-    b"http://",
-];
-
-/// One to four edits: a piece put in, bytes taken out, bytes said twice, a byte changed.
-fn mutate(seed: &str, rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut bytes = seed.as_bytes().to_vec();
-    for _ in 0..rng.usize(1..=4) {
-        let at = rng.usize(..=bytes.len());
-        let end = (at + rng.usize(..8)).min(bytes.len());
-        match rng.u8(..4) {
-            0 => drop(bytes.splice(at..at, rng.choice(PIECES).into_iter().flatten().copied())),
-            1 => drop(bytes.drain(at..end)),
-            2 => bytes.extend_from_within(at..end),
-            _ if at < bytes.len() => bytes[at] = rng.u8(..),
-            _ => {}
-        }
-    }
-    bytes
-}
-
 /// What is there at the first read after which a parser says anything, if the message comes in
 /// pieces of random size.
 fn in_pieces<T: PartialEq>(
@@ -99,7 +59,7 @@ fn mutated_requests_have_one_reading() {
     let mut head = RequestHead::default();
     let (mut accepted, mut refused) = (0, 0);
     for round in 0..6000 {
-        let message = mutate(REQUESTS[round % REQUESTS.len()], &mut rng);
+        let message = mutate(REQUESTS[round % REQUESTS.len()].as_bytes(), &REQUESTS, &mut rng);
         let shown = message.escape_ascii();
         let split = in_pieces(&message, &mut rng, |input| head.parse(input, &LIMITS));
         let whole = head.parse(&message, &LIMITS);
@@ -133,7 +93,7 @@ fn mutated_responses_have_one_reading() {
     let mut head = ResponseHead::default();
     let (mut accepted, mut refused) = (0, 0);
     for round in 0..6000 {
-        let message = mutate(RESPONSES[round % RESPONSES.len()], &mut rng);
+        let message = mutate(RESPONSES[round % RESPONSES.len()].as_bytes(), &RESPONSES, &mut rng);
         let shown = message.escape_ascii();
         let split = in_pieces(&message, &mut rng, |input| head.parse(input, b"GET", &LIMITS));
         let whole = head.parse(&message, b"GET", &LIMITS);
@@ -169,7 +129,7 @@ fn mutated_chunks_have_one_reading() {
     let mut rng = fastrand::Rng::with_seed(3);
     let (mut complete, mut refused) = (0, 0);
     for round in 0..6000 {
-        let message = mutate(BODIES[round % BODIES.len()], &mut rng);
+        let message = mutate(BODIES[round % BODIES.len()].as_bytes(), &BODIES, &mut rng);
         let whole = decode(&message, || usize::MAX);
         let split = decode(&message, || rng.usize(1..9));
         assert_eq!(whole, split, "{}", message.escape_ascii());

@@ -15,7 +15,7 @@ use crate::error::Reason;
 use crate::exchange::{self, Next};
 use crate::metrics::METRICS;
 use crate::net::{Stream, unmapped};
-use crate::scratch::{Filled, Scratch};
+use crate::scratch::{self, Filled, Scratch};
 use crate::timer::Timer;
 
 /// Bytes that a lingering close reads and throws away (nginx has no bound but time).
@@ -138,12 +138,14 @@ async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
         };
         // Not boxed: whoever is idle for long is no task, and the others would allocate each time.
         let next = exchange::serve(c, &mut x, first).await;
-        c.requests.set(c.requests.get().saturating_add(1));
-        since = c.timer.now();
+        if next != Next::Idle {
+            c.requests.set(c.requests.get().saturating_add(1));
+            since = c.timer.now();
+        }
         let more = !x.input.is_empty();
         match next {
             Next::KeepAlive if more => pipelined = Some(x),
-            Next::KeepAlive => exchange::give_back(x),
+            Next::KeepAlive | Next::Idle => exchange::give_back(x),
             Next::Close if !more && !c.has_input() => {
                 exchange::give_back(x);
                 return None;
@@ -184,7 +186,7 @@ async fn idle(c: &Conn, since: Instant) -> Woken {
     c.timer.set_at(if parks { park } else { end });
     let woken = poll_fn(|cx| {
         let mut buf = Scratch::take();
-        let read = match c.stream.poll_read(cx, &mut buf) {
+        let read = match c.stream.poll_read(cx, &mut buf[..scratch::HEAD]) {
             Poll::Ready(read) => read,
             Poll::Pending => {
                 let closing = c.lp.shared.closing_idle();
@@ -196,7 +198,7 @@ async fn idle(c: &Conn, since: Instant) -> Woken {
                     return Poll::Pending;
                 }
                 // What has just come, the runtime may not know of yet.
-                match c.stream.try_read(&mut buf) {
+                match c.stream.try_read(&mut buf[..scratch::HEAD]) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         let park = parks && !closing && Instant::now() < end;
                         return Poll::Ready(if park { Ok(Woken::Park) } else { Err(()) });

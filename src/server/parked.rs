@@ -299,7 +299,39 @@ impl<T> Table<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+
+    use socket2::{Domain, Socket, Type};
+    use tokio::sync::watch;
+
+    use super::super::{Counted, shared, start_loop};
     use super::*;
+    use crate::config::{Config, LogDestination, Peer};
+
+    #[test]
+    fn a_client_that_cannot_be_watched_is_closed() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        runtime.block_on(async {
+            let config = Config { access_log: LogDestination::Off, ..Config::for_tests() };
+            let (_control, phase) = watch::channel(Phase::Open);
+            let lp = start_loop(Arc::new(shared(&Arc::new(config)).unwrap()), 0, phase).unwrap();
+            let (socket, mut client) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            // What is in the set already epoll refuses, as it refuses what it has no memory for.
+            let nobody = epoll::EventData::new_u64(NOWHERE.into());
+            epoll::add(lp.parked.epoll.get_ref(), &socket, nobody, epoll::EventFlags::ET).unwrap();
+            let counted = Counted::new(&lp.shared, 0, 1);
+            let connection = Dormant { socket, peer: Peer::Unix, id: 1, requests: 1, counted };
+            park(&lp, connection, Instant::now());
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            let connections = lp.of_loop().connections.load(Relaxed);
+            assert_eq!((lp.parked.number(), connections), (0, 0));
+        });
+    }
 
     #[test]
     fn an_idle_client_is_an_entry_below_100_bytes() {

@@ -46,17 +46,32 @@ impl Memory {
 
     /// Takes a copy of `data` behind what is held.
     pub(super) fn push(&mut self, mut data: &[u8]) {
-        if let Some(last) = self.chunks.back_mut() {
-            let (fits, rest) = data.split_at(data.len().min(last.capacity() - last.len()));
-            last.extend_from_slice(fits);
-            data = rest;
-        }
-        if !data.is_empty() {
-            let size = data.len().max((self.held() / 2).clamp(SMALLEST, LARGEST));
-            let mut chunk = chunk(size.next_multiple_of(SMALLEST));
-            chunk.extend_from_slice(data);
+        loop {
+            if let Some(last) = self.chunks.back_mut() {
+                let (fits, rest) = data.split_at(data.len().min(last.capacity() - last.len()));
+                last.extend_from_slice(fits);
+                data = rest;
+            }
+            if data.is_empty() {
+                return;
+            }
+            let size = data.len().max(self.held() / 2).clamp(SMALLEST, LARGEST);
+            let chunk = chunk(size.next_multiple_of(SMALLEST));
             self.lease.grow(chunk.capacity() as u64);
             self.chunks.push_back(chunk);
+        }
+    }
+
+    /// Takes over `piece`, or copies what is in it where that saves half of its memory or more.
+    pub(super) fn push_piece(&mut self, piece: Vec<u8>) {
+        let fits =
+            self.chunks.back().is_some_and(|last| piece.len() <= last.capacity() - last.len());
+        if fits || piece.len() <= piece.capacity() / 2 {
+            self.push(&piece);
+            keep(piece);
+        } else {
+            self.lease.grow(piece.capacity() as u64);
+            self.chunks.push_back(piece);
         }
     }
 
@@ -137,11 +152,16 @@ impl Drop for Memory {
 static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// At most so many large chunks are kept: 512 KiB.
-const MAX_KEPT: usize = 8;
+const MAX_KEPT: usize = 32;
+
+/// An empty buffer for a read of what becomes a part of a body (`Spool::push_piece`).
+pub(crate) fn piece() -> Vec<u8> {
+    chunk(LARGEST)
+}
 
 /// An empty chunk of at least `size` bytes.
 pub(super) fn chunk(size: usize) -> Vec<u8> {
-    if size <= LARGEST / 2 {
+    if size <= LARGEST / 2 || size > LARGEST {
         return Vec::with_capacity(size);
     }
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -154,7 +174,8 @@ pub(crate) fn drop_kept() {
     drop(kept);
 }
 
-pub(super) fn keep(mut chunk: Vec<u8>) {
+/// Gives back a chunk that is not used any more.
+pub(crate) fn keep(mut chunk: Vec<u8>) {
     if chunk.capacity() == LARGEST {
         chunk.clear();
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);

@@ -36,10 +36,10 @@ pub use budget::{Budget, Owner};
 use budget::{Lease, Level, WORTH_A_FILE, Wait};
 use file::{Buffer, SpillFile, Written};
 use memory::Memory;
-pub(crate) use memory::drop_kept;
+pub(crate) use memory::{drop_kept, keep, piece};
 
-/// Largest `push` in bytes.
-pub const MAX_PUSH: usize = 64 * 1024;
+/// Largest `push` in bytes: one read.
+pub const MAX_PUSH: usize = crate::scratch::SIZE;
 /// What a spool keeps in memory when more than a quarter of the budget is in use, the most that
 /// stays of a buffer read from disk when the reader stalls (less is not worth a read), and what a
 /// reader gets from disk even where memory is spent.
@@ -194,12 +194,23 @@ impl Spool {
     pub fn push(&mut self, data: &[u8]) {
         debug_assert!(data.len() <= MAX_PUSH);
         self.memory.push(data);
-        self.pushed += data.len() as u64;
+        self.pushed(data.len() as u64);
+    }
+
+    fn pushed(&mut self, bytes: u64) {
+        self.pushed += bytes;
         self.take_finished_write();
         if self.writing.is_none() && self.in_memory() > self.keep() {
             // If it cannot start, the next `poll_ready` says so.
             self.start_write();
         }
+    }
+
+    /// As `push`, of a `piece`, which is kept as it is where a copy would not be much smaller.
+    pub(crate) fn push_piece(&mut self, piece: Vec<u8>) {
+        let bytes = piece.len() as u64;
+        self.memory.push_piece(piece);
+        self.pushed(bytes);
     }
 
     /// Ready when `push` may be called: there is room in memory, or what has to go to disk is under

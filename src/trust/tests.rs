@@ -349,6 +349,30 @@ fn a_dropped_field_names_the_option_that_would_keep_it() {
 }
 
 #[test]
+fn the_cdns_addresses_are_those_of_its_ranges() {
+    let ranges = trust_presets::cloudflare();
+    for range in &ranges {
+        for edge in [range.network(), range.broadcast()] {
+            assert!(is_cdn(edge), "{edge}");
+            for near in beside(edge) {
+                assert_eq!(is_cdn(near), in_ranges(&ranges, near), "{near}");
+            }
+        }
+    }
+    for ip in ["0.0.0.0", "255.255.255.255", "::", "ffff::", "8.8.8.8", "2001:db8::1"] {
+        assert!(!is_cdn(ip.parse().unwrap()), "{ip}");
+    }
+}
+
+/// The addresses before and after it.
+fn beside(ip: IpAddr) -> [IpAddr; 2] {
+    match ip {
+        IpAddr::V4(ip) => [u32::from(ip) - 1, u32::from(ip) + 1].map(|ip| IpAddr::V4(ip.into())),
+        IpAddr::V6(ip) => [u128::from(ip) - 1, u128::from(ip) + 1].map(|ip| IpAddr::V6(ip.into())),
+    }
+}
+
+#[test]
 fn a_client_that_is_a_cdn_without_trust_names_the_preset() {
     let cdn: IpAddr = "108.162.219.160".parse().unwrap();
     assert!(is_untrusted_cdn(&router().trust, cdn));

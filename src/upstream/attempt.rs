@@ -6,7 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use socket2::Socket;
 
-use super::Connected;
+use super::prompt;
+use crate::error::Reason;
 use crate::http1::{Limits, ResponseHead, Violation};
 use crate::net::{self, Stream};
 use crate::scratch::{self, Filled, Scratch};
@@ -23,6 +24,12 @@ pub(crate) const SWITCHING: u16 = 101;
 /// 1xx responses before the final one.
 const MAX_INFORMATIONAL: u32 = 16;
 
+/// What an app must not say before its answer.
+pub(crate) const NOT_ASKED: Violation = Violation {
+    reason: Reason::InvalidResponse,
+    rule: "a 101 that nobody asked for, or a flood of 1xx (RFC 9110, 15.2)",
+};
+
 /// Why an attempt has no response head.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -32,8 +39,9 @@ pub(crate) enum Failure {
     Reset,
     /// Not HTTP, or a rule is broken.
     Invalid(Violation),
-    /// The request's own spool could not be read.
-    Spool(io::Error),
+    /// Not the app's doing: the request's spool cannot be read, or the loop cannot watch the
+    /// connection. The app may be at work.
+    Own(io::Error),
 }
 
 /// What came from the app.
@@ -42,6 +50,15 @@ pub(crate) enum Event {
     Informational,
     /// The final head; the bytes behind it that came with it.
     Head(Filled),
+}
+
+/// Whether the answer is looked for before the loop is asked to watch for it.
+#[derive(Clone, Copy, Debug)]
+enum Look {
+    /// When the loop's other tasks have had their turn.
+    Later,
+    Now,
+    No,
 }
 
 /// One request on one connection.
@@ -63,37 +80,28 @@ pub(crate) struct Attempt {
     /// What came behind a 1xx in one read with it.
     behind: Option<Filled>,
     informational: u32,
+    look: Look,
     /// Bytes of the response so far.
     pub(crate) received: u64,
 }
 
 impl Attempt {
-    /// Makes the first write at once. `keep`: the connection may be used again; `upgrade`: for
-    /// another protocol, if the app agrees. Err: the loop cannot watch it; what was written may
-    /// have been read.
+    /// Makes the first write at once. `upgrade`: the connection may be used for another protocol, if
+    /// the app agrees.
     pub(crate) fn start(
-        connected: Connected,
+        mut stream: Stream,
         unix: bool,
-        keep: bool,
         upgrade: bool,
         head: &[u8],
         body: &mut Spool,
-    ) -> io::Result<Attempt> {
+    ) -> Attempt {
         let total = head.len() as u64 + body.unread();
-        let (stream, sent) = match connected {
-            Connected::Fresh(socket) => {
-                let sent = first_write(&socket, head, body);
-                let read_only = sent == total && !keep && !upgrade;
-                let stream =
-                    if read_only { Stream::read_only(socket) } else { Stream::new(socket) }?;
-                (stream, sent)
-            }
-            Connected::Registered(stream) => {
-                let sent = first_write(stream.socket(), head, body);
-                (stream, sent)
-            }
-        };
-        Ok(Attempt {
+        let sent = first_write(stream.socket(), head, body);
+        let will_write = sent < total || upgrade;
+        stream.will_write(will_write);
+        let may_look = !will_write && !stream.is_watched();
+        let look = if may_look && prompt::is_worth_a_look() { Look::Later } else { Look::No };
+        Attempt {
             stream,
             unix,
             upgrade,
@@ -105,8 +113,9 @@ impl Attempt {
             partial: Vec::new(),
             behind: None,
             informational: 0,
+            look,
             received: 0,
-        })
+        }
     }
 
     pub(crate) fn stream(&self) -> &Stream {
@@ -149,7 +158,7 @@ impl Attempt {
         method: &[u8],
     ) -> Poll<Result<Event, Failure>> {
         if let Poll::Ready(Err(e)) = self.poll_sent(cx, head, body) {
-            return Poll::Ready(Err(Failure::Spool(e)));
+            return Poll::Ready(Err(Failure::Own(e)));
         }
         self.poll_head(cx, response, method)
     }
@@ -223,7 +232,14 @@ impl Attempt {
         }
         loop {
             let mut buf = Scratch::take();
-            let n = match ready!(self.stream.poll_read(cx, &mut buf)) {
+            let read = match self.look(cx, &mut buf) {
+                Some(read) => read,
+                None => {
+                    self.stream.watch().map_err(Failure::Own)?;
+                    self.stream.poll_read(cx, &mut buf)
+                }
+            };
+            let n = match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(self.verdict(None))),
                 Ok(n) => n,
                 Err(e) => return Poll::Ready(Err(self.verdict(Some(e.kind())))),
@@ -233,6 +249,24 @@ impl Attempt {
                 return Poll::Ready(Ok(event));
             }
         }
+    }
+
+    /// Reads without the loop, where that has paid lately. None: the loop has to watch.
+    fn look(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Option<Poll<io::Result<usize>>> {
+        match self.look {
+            Look::No => return None,
+            Look::Later => {
+                // After all that this loop has to do now.
+                self.look = Look::Now;
+                cx.waker().wake_by_ref();
+                return Some(Poll::Pending);
+            }
+            Look::Now => self.look = Look::No,
+        }
+        let read = self.stream.try_read(buf);
+        let found = !read.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        prompt::looked(found);
+        found.then_some(Poll::Ready(read))
     }
 
     /// What the end of the connection proves, without a response byte. Of what was never sent,
@@ -284,10 +318,7 @@ impl Attempt {
         }
         self.informational += 1;
         if response.status == SWITCHING || self.informational > MAX_INFORMATIONAL {
-            return Err(Failure::Invalid(Violation {
-                reason: crate::error::Reason::InvalidResponse,
-                rule: "a 101 that nobody asked for, or a flood of 1xx (RFC 9110, 15.2)",
-            }));
+            return Err(Failure::Invalid(NOT_ASKED));
         }
         self.behind = Some(rest).filter(|rest| !rest.bytes().is_empty());
         Ok(Event::Informational)
@@ -330,6 +361,12 @@ mod tests {
     use crate::spool::{Budget, SpoolLimits};
 
     const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+    fn empty_body() -> Spool {
+        let budget = Budget::new(1 << 20, 1 << 20, std::env::temp_dir());
+        Spool::new(&budget, SpoolLimits { memory: 1 << 16, disk: 0, replay: true })
+    }
 
     /// How an attempt on a kept connection ends whose other end does this before and after the
     /// request is written.
@@ -339,14 +376,12 @@ mod tests {
     ) -> Failure {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         runtime.block_on(async {
-            let budget = Budget::new(1 << 20, 1 << 20, std::env::temp_dir());
-            let limits = SpoolLimits { memory: 1 << 16, disk: 0, replay: true };
-            let mut body = Spool::new(&budget, limits);
+            let mut body = empty_body();
             let (ours, theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
-            let kept = Connected::Registered(Stream::new(ours.into()).unwrap());
+            let kept = Stream::new(ours.into()).unwrap();
             let worker = before(theirs);
-            let mut attempt = Attempt::start(kept, true, true, false, POST, &mut body).unwrap();
+            let mut attempt = Attempt::start(kept, true, false, POST, &mut body);
             worker.map(after);
             let mut response = ResponseHead::default();
             let event = poll_fn(|cx| attempt.poll(cx, POST, &mut body, &mut response, b"POST"));
@@ -380,5 +415,41 @@ mod tests {
     fn a_worker_that_has_begun_to_answer_may_have_acted() {
         let failure = failure(Some, |mut worker| worker.write_all(b"HTTP/1.1 2").unwrap());
         assert!(matches!(failure, Failure::Reset), "{failure:?}");
+    }
+
+    /// Whether the loop has watched a new connection to an app that does this at once, and answers
+    /// when it was looked at in vain.
+    fn is_watched_for(app: impl FnOnce(&UnixStream)) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let mut body = empty_body();
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::unwatched(ours.into());
+            let mut attempt = Attempt::start(stream, true, false, POST, &mut body);
+            app(&theirs);
+            let mut response = ResponseHead::default();
+            let mut polls = 0;
+            let event = poll_fn(|cx| {
+                polls += 1;
+                let event = attempt.poll(cx, POST, &mut body, &mut response, b"POST");
+                if polls == 2 && event.is_pending() {
+                    theirs.write_all(ANSWER).unwrap();
+                }
+                event
+            });
+            assert!(matches!(event.await, Ok(Event::Head(_))));
+            attempt.stream().is_watched()
+        })
+    }
+
+    #[test]
+    fn an_answer_that_is_there_when_the_others_had_their_turn_needs_no_watching() {
+        assert!(!is_watched_for(|mut app| app.write_all(ANSWER).unwrap()));
+    }
+
+    #[test]
+    fn an_answer_that_comes_later_is_watched_for() {
+        assert!(is_watched_for(|_| {}));
     }
 }

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use socket2::Socket;
 
 use super::Slot;
 use super::queue::Unreachable;
@@ -19,17 +18,10 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that one TCP connect may take; the app is local or one hop away.
 const TCP_CONNECT: Duration = Duration::from_secs(5);
 
-/// A connection to write one request on.
-pub(crate) enum Connected {
-    /// Connected at once, not yet registered with the loop: the first write needs no readiness.
-    Fresh(Socket),
-    /// TCP, registered while it connected; or kept from an earlier request.
-    Registered(Stream),
-}
-
 /// What came of connecting.
 pub(crate) enum Tried {
-    Connected(Connected),
+    /// A Unix socket is not watched by the loop yet: the first write needs no readiness.
+    Connected(Stream),
     /// Another upstream is up, or another request tries here already: ask for another slot.
     Move,
 }
@@ -45,9 +37,9 @@ pub(crate) async fn connect(
     loop {
         let begun = Instant::now();
         let error = match once(slot).await {
-            Ok(connected) => {
+            Ok(stream) => {
                 slot.reachable();
-                return Ok(Tried::Connected(connected));
+                return Ok(Tried::Connected(stream));
             }
             Err(e) => e,
         };
@@ -79,14 +71,14 @@ fn is_ours(error: &io::Error) -> bool {
     matches!(of, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
-async fn once(slot: &Slot) -> io::Result<Connected> {
+async fn once(slot: &Slot) -> io::Result<Stream> {
     match slot.addr() {
-        UpstreamAddr::Unix(path) => net::connect_unix(path).map(Connected::Fresh),
+        UpstreamAddr::Unix(path) => net::connect_unix(path).map(Stream::unwatched),
         UpstreamAddr::Tcp(host, port) => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             for addr in addresses(slot, host, *port).await? {
                 match tokio::time::timeout(TCP_CONNECT, tcp(addr)).await {
-                    Ok(Ok(stream)) => return Ok(Connected::Registered(stream)),
+                    Ok(Ok(stream)) => return Ok(stream),
                     Ok(Err(e)) => last = e,
                     Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }

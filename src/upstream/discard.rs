@@ -107,7 +107,7 @@ impl Abandoned {
                     return if rest.take(first.bytes_mut()) { None } else { Some(rest) };
                 }
                 Err(Failure::Unread | Failure::Reset) => return None,
-                Err(Failure::Invalid(_) | Failure::Spool(_)) => return Some(Rest::worthless()),
+                Err(Failure::Invalid(_) | Failure::Own(_)) => return Some(Rest::worthless()),
             }
         }
     }

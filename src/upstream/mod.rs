@@ -7,6 +7,7 @@ mod connect;
 pub(crate) mod discard;
 mod histogram;
 mod names;
+mod prompt;
 mod queue;
 
 use std::cell::Cell;
@@ -21,7 +22,7 @@ use histogram::Histogram;
 use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
 
-pub(crate) use connect::{Connected, Tried, connect};
+pub(crate) use connect::{Tried, connect};
 pub(crate) use queue::{Refusal, client_key};
 
 /// A free worker accepts long before this.
@@ -385,6 +386,10 @@ impl Slot {
 
     /// Keeps the connection in this slot, which is given up.
     pub(crate) fn keep(self, stream: Stream, now: Instant) {
+        // Or it would not be seen that the app closes it.
+        if stream.watch().is_err() {
+            return;
+        }
         let index = usize::from(self.index);
         let mut kept = self.upstreams.lock_kept();
         if kept.len() <= index {

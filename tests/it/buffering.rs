@@ -350,7 +350,7 @@ fn memory_that_only_waits_goes_to_disk_when_it_is_short() {
     let app = App::answering(ok(&body));
     let dir = tempfile::tempdir().unwrap();
     let admin = format!("unix:{}", unix_path(&dir).display());
-    let options = ["--memory", "2m", "--body-memory", "400k", "--response-memory", "600k"];
+    let options = ["--memory", "2200k", "--body-memory", "400k", "--response-memory", "600k"];
     let proxy = Proxy::start(&app, &[&options[..], &["--admin", &admin]].concat());
     let mut client = Client::unix(&unix_path(&dir));
     let mut spooled = |what: &str| {

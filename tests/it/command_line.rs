@@ -1,11 +1,12 @@
 //! What is typed, and what is said about it.
 
+use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{App, Lines, Proxy, bufproxy};
+use crate::support::{App, Lines, Proxy, bufproxy, ok};
 
 /// Runs to the end with these arguments.
 fn run(set_up: impl FnOnce(&mut Command)) -> (i32, String, String) {
@@ -79,12 +80,75 @@ fn missing_upstream_is_a_usage_error() {
 }
 
 #[test]
-fn busy_port_is_named() {
+fn what_cannot_be_bound_or_opened_is_named_with_its_source() {
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = busy.local_addr().unwrap().to_string();
-    let (code, _, stderr) = run(|c| _ = c.args(["--listen", &listen, "--upstream", "unix:/x"]));
-    assert_eq!(code, 1, "{stderr}");
-    assert!(stderr.contains(&listen), "{stderr}");
+    let busy = busy.local_addr().unwrap();
+    let port = busy.port().to_string();
+    let bound = |text: &str| text.replace("PORT", &port);
+    for (option, value, code, said) in [
+        (
+            "listen",
+            bound("127.0.0.1:PORT"),
+            1,
+            bound(
+                "--listen \"127.0.0.1:PORT\" cannot be bound (Address already in use (os error 98)): end \
+                 what listens there, or write another address",
+            ),
+        ),
+        (
+            "admin",
+            bound("127.0.0.1:PORT"),
+            1,
+            bound(
+                "--admin \"127.0.0.1:PORT\" cannot be bound (Address already in use (os error 98)): end \
+                 what listens there, or write another address",
+            ),
+        ),
+        (
+            "listen",
+            "192.0.2.1:80".to_owned(),
+            2,
+            "--listen \"192.0.2.1:80\" cannot be bound (Cannot assign requested address (os error 99)): \
+             write an address of this machine, or :PORT for all of them"
+                .to_owned(),
+        ),
+        (
+            "listen",
+            "unix:/none/a.sock".to_owned(),
+            2,
+            "--listen \"unix:/none/a.sock\" cannot be bound (No such file or directory (os error 2)): \
+             write a path in a directory that exists"
+                .to_owned(),
+        ),
+        (
+            "access-log",
+            "/none/log".to_owned(),
+            2,
+            "--access-log \"/none/log\" cannot be opened (No such file or directory (os error 2)): write \
+             a file that can be written to, - or off"
+                .to_owned(),
+        ),
+        (
+            "upstream",
+            "/proc".to_owned(),
+            2,
+            "--upstream \"unix:/proc\" is a directory, not a socket: write another path".to_owned(),
+        ),
+    ] {
+        let variable = format!("BUFPROXY_{}", option.replace('-', "_").to_uppercase());
+        let from_variable = run(|c| {
+            if option != "upstream" {
+                c.args(["--upstream", "unix:/x"]);
+            }
+            if option != "listen" {
+                c.args(["--listen", "127.0.0.1:0"]);
+            }
+            c.env(&variable, &value);
+        });
+        let (named, rest) = said.split_at(said.find("\" ").unwrap() + 1);
+        let expected = format!("bufproxy: error: {named} (from {variable}){rest}\n");
+        assert_eq!(from_variable, (code, String::new(), expected));
+    }
 }
 
 #[test]
@@ -128,6 +192,65 @@ fn flag_beats_environment_beats_file() {
     // From the file.
     client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(5000)));
     assert_eq!(client.response().status(), 431);
+}
+
+#[test]
+fn probe_tells_a_site_that_slow_clients_hold_from_one_that_they_do_not() {
+    // One worker that serves one connection after the other, to its end.
+    let bare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = bare.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in bare.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                match stream.read(&mut byte) {
+                    Ok(1) => head.push(byte[0]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(&ok("bare"));
+        }
+    });
+    let probe = |address: String, timeout: &str| {
+        let url = format!("http://{address}/");
+        run(|c| _ = c.args(["probe", "--clients", "3", "--timeout", timeout, &url]))
+    };
+    let (code, said, stderr) = probe(address.to_string(), "500ms");
+    assert_eq!(code, 1, "{said}{stderr}");
+    let held = "beside 3 clients that send half a head: not served: no answer within 0.5 s";
+    assert!(said.lines().any(|line| line == held), "{said}");
+
+    let app = App::answering(ok("behind"));
+    let proxy = Proxy::start(&app, &[]);
+    let (code, said, stderr) = probe(proxy.addr.to_string(), "10s");
+    assert_eq!((code, stderr.as_str()), (0, ""), "{said}");
+    assert_eq!(said.lines().filter(|line| line.ends_with(" ms")).count(), 4, "{said}");
+}
+
+#[test]
+fn probe_says_what_it_wants() {
+    for (args, said) in [
+        (&[][..], "probe has no URL: write http://localhost:8080/"),
+        (
+            &["https://a.example/"],
+            "\"https://a.example/\" asks for TLS, which probe does not speak: write the site's URL, as \
+             http://localhost:8080/",
+        ),
+        (
+            &["a.example"],
+            "\"a.example\" is not a URL: write the site's URL, as http://localhost:8080/",
+        ),
+        (&["http://a/", "--clients", "2000"], "--clients \"2000\" is too many: write 1000 at most"),
+        (&["http://a/", "--timeout", "5"], "--timeout \"5\" is not a duration: write 5s"),
+    ] {
+        let (code, _, stderr) = run(|c| _ = c.arg("probe").args(args));
+        assert_eq!((code, stderr), (2, format!("bufproxy: error: {said}\n")));
+    }
+    let (code, _, stderr) = run(|c| _ = c.args(["probe", "http://127.0.0.1:1/"]));
+    let refused = "bufproxy: error: probe http://127.0.0.1:1/: Connection refused (os error 111)\n";
+    assert_eq!((code, stderr.as_str()), (1, refused));
 }
 
 #[test]

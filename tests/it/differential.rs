@@ -16,7 +16,7 @@ use std::rc::Rc;
 use bufproxy::config::Peer;
 use bufproxy::error::Reason;
 use bufproxy::http1::{
-    Chunked, Field, Limits, RequestBody, RequestHead, ResponseBody, ResponseHead,
+    Chunked, Field, FieldId, Limits, RequestBody, RequestHead, ResponseBody, ResponseHead, Version,
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -56,6 +56,7 @@ const AMBIGUOUS: &str = "a length beside chunks has two readings";
 const BARE_LF: &str = "a line feed alone ends no line";
 const HOST: &str = "the app needs one valid Host";
 const VERBATIM: &str = "browsers send such bytes; what they mean is up to the app";
+const PERCENT: &str = "RFC 3986, 3.2.2: a name may hold percent-encodings";
 const TARGET: &str = "the target has no form that a reverse proxy serves";
 
 const REQUESTS: &[(&str, Taken)] = &[
@@ -68,6 +69,7 @@ const REQUESTS: &[(&str, Taken)] = &[
     ("brew / HTTP/1.1\r\nHost: a\r\n\r\n", Both),
     ("GET http://b.test:80/x?y HTTP/1.1\r\nHost: a\r\n\r\n", Both),
     ("GET http://b.test HTTP/1.1\r\nHost: a\r\n\r\n", Both),
+    ("GET http://b%41.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Us(PERCENT)),
     ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Both),
     ("GET / HTTP/1.0\r\n\r\n", Both),
     ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
@@ -109,6 +111,7 @@ const REQUESTS: &[(&str, Taken)] = &[
     ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Hyper(HOST)),
     ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Hyper(HOST)),
     ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", Hyper("417 is ours to answer")),
+    ("GET / HTTP/1.0\r\nExpect: tea\r\n\r\n", Both),
     (
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
         Hyper("gunicorn refuses a second Content-Type"),
@@ -159,6 +162,7 @@ const CHUNKS: &[(&str, Taken)] = &[
     ("5;a=b;c=\"q;r\"\r\nhello\r\n0;last\r\n\r\n", Both),
     ("5 ;a=b\r\nhello\r\n0\r\n\r\n", Both),
     ("5\r\nhello\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\n", Both),
+    ("5\r\nhello\r\n0\r\nHost: b\r\nContent-Length: 6\r\n\r\n", Both),
     ("", Neither),
     ("5\r\nhello\r\n0\r\n", Neither),
     ("5\r\nhello", Neither),
@@ -200,6 +204,9 @@ fn chunked_bodies_are_read_as_hyper_reads_them() {
 /// Who refuses what we take, and why that is right; by the message and its head.
 type Excuse = (&'static str, &'static str, fn(&[u8], &RequestHead) -> bool);
 const EXCUSES: &[Excuse] = &[
+    ("hyper", PERCENT, |_, head| {
+        head.authority.is_some_and(|authority| authority.of(&head.bytes).contains(&b'%'))
+    }),
     ("hyper", VERBATIM, |_, head| head.target().iter().any(|b| b"\"<>\\^`{|}".contains(b))),
     ("hyper", "RFC 9110, 2.5: a higher minor version is 1.1", |_, head| {
         !matches!(head.line.of(&head.bytes), [.., b'0' | b'1'])
@@ -214,6 +221,21 @@ const EXCUSES: &[Excuse] = &[
             let method = head.method();
             !(3..=20).contains(&method.len())
                 || method.iter().any(|b| b"#".contains(b) || b.is_ascii_lowercase())
+        },
+    ),
+    (
+        "gunicorn",
+        "an HTTP/1.0 client expects nothing; the app gets no Expect from us",
+        |_, head| head.version == Version::Http10 && head.get(FieldId::Expect).is_some(),
+    ),
+    (
+        "gunicorn",
+        "trailers that would change the message are ignored; the app gets none from us",
+        |input, head| {
+            let names = "host content-length transfer-encoding trailer authorization te";
+            let name = |line: &str| line.split_once(':').map(|(name, _)| name.to_lowercase());
+            let body = String::from_utf8_lossy(&input[head.bytes.len()..]);
+            body.lines().filter_map(name).any(|n| names.split(' ').any(|refused| refused == n))
         },
     ),
 ];

@@ -201,8 +201,17 @@ fn serve(line: &str, conf: &str, env: &[(&str, &str)]) {
     client.get("/");
     assert_eq!(client.response().text(), "hello\n", "{line}");
     drop(client);
+    proxy.wait_workers(workers(&said[0], env));
     let exit = proxy.stop();
     assert_eq!(exit.code, 0, "{line}: {exit:#?}");
+}
+
+/// How many gunicorn has: by the boot line, `(gunicorn sync, 2 workers`, else by the environment.
+fn workers(boot: &str, env: &[(&str, &str)]) -> usize {
+    let said =
+        boot.split(" worker").next().and_then(|before| before.rsplit(' ').next()?.parse().ok());
+    let variable = env.iter().find(|(name, _)| *name == "WEB_CONCURRENCY");
+    said.or_else(|| variable?.1.parse().ok()).expect("a number of workers")
 }
 
 /// As a dyno of a Python app has them, with the one that heroku.md says.

@@ -50,6 +50,21 @@ fn proxy_protocol_gives_the_app_a_true_remote_addr() {
     assert_eq!(echo(&mut client)["REMOTE_ADDR"], "127.0.0.1");
 }
 
+#[test]
+fn an_app_that_boots_is_not_said_to_have_no_workers() {
+    let dir = tempfile::tempdir().unwrap();
+    // It holds the socket that it was passed from its first moment on.
+    std::fs::write(dir.path().join("gunicorn.conf.py"), "import time\n\ntime.sleep(2)\n").unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
+    command.args(SYNC).args(["--chdir"]).arg(repository()).arg("--config");
+    command.arg(dir.path().join("gunicorn.conf.py")).arg("tests.apps.wsgi:app");
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    let proxy = open(command, dir);
+    let said = proxy.stderr.seen();
+    assert!(!said.iter().any(|line| line.contains("0 workers")), "{said:#?}");
+}
+
 /// What `/echo` saw.
 fn echo(client: &mut Client) -> serde_json::Value {
     let response = client.response();
@@ -314,5 +329,6 @@ fn procfile_runs_from_a_clean_copy() {
     let mut client = proxy.connect();
     client.get("/");
     assert!(client.response().text().starts_with("Hello from "));
+    proxy.wait_workers(2);
     assert_eq!(proxy.stop().code, 0);
 }

@@ -59,6 +59,47 @@ fn client_that_does_not_ask_is_told_that_others_get_something_else() {
 }
 
 #[test]
+fn head_is_told_what_get_would_be() {
+    let app = App::answering(html("ETag: \"a\"\r\n", &pattern(5000)));
+    let proxy = Proxy::start(&app, &["--gzip", "2"]);
+    let mut client = proxy.connect();
+    let request = |accepts| format!("HEAD / HTTP/1.1\r\nHost: a\r\n{accepts}\r\n");
+    client.send(request("Accept-Encoding: gzip\r\n"));
+    let response = client.response_to_head();
+    assert_eq!(response.get("content-encoding"), Some("gzip"));
+    assert_eq!(
+        (response.get("etag"), response.get("vary")),
+        (Some("W/\"a\""), Some("Accept-Encoding"))
+    );
+    // Its length is known to nobody.
+    assert_eq!((response.get("content-length"), response.get("transfer-encoding")), (None, None));
+    client.send(request(""));
+    let response = client.response_to_head();
+    assert_eq!(
+        (response.get("content-encoding"), response.get("content-length")),
+        (None, Some("5000"))
+    );
+}
+
+#[test]
+fn not_modified_is_said_of_what_the_client_has() {
+    let app =
+        App::answering("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5000\r\n\r\n");
+    let proxy = Proxy::start(&app, &["--gzip", "2"]);
+    let mut client = proxy.connect();
+    for (known, etag, length, vary) in [
+        ("\"b\", W/\"a\"", "W/\"a\"", None, Some("Accept-Encoding")),
+        ("\"a\"", "\"a\"", Some("5000"), None),
+    ] {
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nIf-None-Match: {known}\r\n\r\n"));
+        let response = client.response();
+        assert_eq!((response.status(), response.get("etag")), (304, Some(etag)));
+        assert_eq!((response.get("content-length"), response.get("vary")), (length, vary));
+        assert_eq!(response.get("content-encoding"), None);
+    }
+}
+
+#[test]
 fn large_body_comes_in_chunks_and_whole() {
     let body = pattern(3_000_000);
     let app = App::answering(html("Vary: Cookie, Accept-Encoding\r\n", &body));
@@ -107,10 +148,11 @@ fn cut_response_does_not_look_complete() {
 }
 
 #[test]
-fn images_and_short_texts_go_as_they_are() {
+fn images_parts_and_what_has_a_digest_go_as_they_are() {
     for response in [
         "HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 2000\r\n\r\n",
         "HTTP/1.1 206 OK\r\nContent-Type: text/html\r\nContent-Length: 2000\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Digest: sha-256=:YQ==:\r\nContent-Length: 2000\r\n\r\n",
     ] {
         let app = App::answering([response.as_bytes(), &pattern(2000)].concat());
         let proxy = Proxy::start(&app, &["--gzip", "2"]);

@@ -252,8 +252,8 @@ fn dead_socket_of_the_last_run_is_removed_and_nothing_else() {
     let proxy = open(Proxy::spawn(command(&dir, &[], &path), dir));
     assert_eq!(proxy.stop().code, 0);
 
-    // A file, and a socket that somebody serves: the app cannot bind, and says so itself.
-    for (what, code) in [("file", 1), ("live", 1)] {
+    // A file is no socket; where somebody serves one the app cannot bind, and says so itself.
+    for (what, code) in [("file", 2), ("live", 1)] {
         let dir = tempfile::tempdir().unwrap();
         let socket = unix_path(&dir);
         let live = match what {

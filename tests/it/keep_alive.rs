@@ -325,3 +325,30 @@ fn connections_that_come_together_are_spread_over_the_loops() {
         assert!((9..=11).contains(&more), "{before:?} {after:?}");
     }
 }
+
+#[test]
+fn empty_lines_behind_a_body_are_no_request() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::start(&app, &["--header-timeout", "200ms"]);
+    let post = "POST /post HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx";
+    let (mut with, mut behind, mut late) = (proxy.connect(), proxy.connect(), proxy.connect());
+    with.send(format!("{post}\r\n\r\n"));
+    behind.send(post);
+    for client in [&mut with, &mut behind] {
+        assert_eq!(client.response().text(), "x");
+    }
+    behind.send("\r\n");
+    late.send("\r\n\r\n");
+    // When this one is told that its head is late, theirs would be, too.
+    let mut clock = proxy.connect();
+    clock.send("\r\nG");
+    assert_eq!(clock.response().status(), 408);
+    for client in [&mut with, &mut behind, &mut late] {
+        client.get("/get");
+        assert_eq!(client.response().text(), "x");
+    }
+    drop((with, behind, late));
+    let mut records = proxy.stop().stdout;
+    records.retain(|line| !line.contains("status_code=200"));
+    assert_eq!(records.len(), 1, "{records:#?}");
+}

@@ -239,6 +239,7 @@ fn slug_serves_an_app_of_the_nginx_buildpacks_unchanged() {
     let mut client = proxy.connect();
     client.get("/");
     assert_eq!(client.response().text(), "hello\n");
+    proxy.wait_workers(4);
     // As the platform does it: to everybody.
     kill_process_group(proxy.pid(), Signal::TERM).unwrap();
     let exit = proxy.wait();

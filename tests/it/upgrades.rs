@@ -47,6 +47,21 @@ fn upgrades_that_cannot_be_are_plain_requests() {
     }
 }
 
+#[test]
+fn app_switches_only_to_what_was_offered() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    for chosen in ["Upgrade: other\r\n", "Upgrade: websocket, other\r\n", "Upgrade:\r\n", ""] {
+        let mut client = proxy.connect();
+        client.send(OFFER);
+        app.request().0.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\n{chosen}Connection: Upgrade\r\n\r\n"
+        ));
+        assert_eq!(client.response().status(), 502, "{chosen:?}");
+        assert_eq!(proxy.record("/chat").get("end"), "invalid_response", "{chosen:?}");
+    }
+}
+
 const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                       Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
@@ -112,8 +127,9 @@ fn last_words_of_an_app_that_does_not_listen_are_heard() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);
     let (mut client, mut worker) = agreed(&app, &proxy);
-    // More than goes into the app's socket: some of it waits here.
-    client.send(pattern(1_000_000));
+    // More than goes into the app's socket, so that some of it waits here; not more than all on the way
+    // take, or this would wait, too.
+    client.send(pattern(300_000));
     proxy.settle();
     let last = pattern(500_000);
     let sent = last.clone();

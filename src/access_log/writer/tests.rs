@@ -58,6 +58,27 @@ fn a_log_that_is_off_takes_and_closes() {
 }
 
 #[test]
+fn a_named_pipe_does_not_wait_for_its_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    // It did: no reader comes before this returns.
+    let log = LogWriter::open(&LogDestination::File(path.clone()), BACKLOG).unwrap();
+    assert_eq!(log.max_line(), PIPE_MAX_LINE);
+    log.push(b"lost");
+    assert!(log.flush(LONG));
+    assert_eq!(lost(&log), 1);
+    let mut reader = File::open(&path).unwrap();
+    log.push(b"read");
+    assert!(log.close(LONG));
+    drop(log);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "read\n");
+}
+
+#[test]
 fn a_file_that_cannot_be_opened_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let destination = LogDestination::File(dir.path().join("no").join("log"));

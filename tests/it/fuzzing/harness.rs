@@ -415,6 +415,7 @@ pub fn configured(args: &[&str]) -> Result<Config, Vec<String>> {
         env: BTreeMap::new(),
         read: &|_: &Path| Err(io::ErrorKind::NotFound.into()),
         in_memory: &|_| Ok(false),
+        no_socket: &|_| None,
         nofile: 1 << 20,
         private_socket: "/run/bufproxy-1/app.sock".into(),
     });

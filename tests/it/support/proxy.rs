@@ -174,6 +174,13 @@ impl Proxy {
         super::until(|| self.parked() == clients);
     }
 
+    /// Waits until so many of the wrapped gunicorn's workers hear signals. One that TERM meets between
+    /// its fork and its handlers never hears it, and gunicorn waits 30 s for that one.
+    #[track_caller]
+    pub(crate) fn wait_workers(&self, workers: usize) {
+        super::until(|| hearing(self.pid().as_raw_nonzero().get()) == workers);
+    }
+
     /// The first word of a field of `/proc/PID/status` (sizes are in KiB).
     #[track_caller]
     pub(crate) fn status_field(&self, name: &str) -> String {
@@ -212,6 +219,24 @@ impl Drop for Proxy {
         let _ = kill_process_group(self.pid(), Signal::KILL);
         let _ = self.child.wait();
     }
+}
+
+/// How many processes below this one catch ABRT: gunicorn's workers do, as the last of their signals, and
+/// its master does not.
+fn hearing(pid: i32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: String = children.collect();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    children.map(|child| usize::from(catches_abort(child)) + hearing(child)).sum()
+}
+
+fn catches_abort(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|caught| u64::from_str_radix(caught.trim(), 16).ok());
+    caught.is_some_and(|caught| caught >> (Signal::ABORT.as_raw() - 1) & 1 == 1)
 }
 
 /// Sockets that one event loop watches, the listener among them.
