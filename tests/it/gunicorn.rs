@@ -57,7 +57,8 @@ fn an_app_that_boots_is_not_said_to_have_no_workers() {
     std::fs::write(dir.path().join("gunicorn.conf.py"), "import time\n\ntime.sleep(2)\n").unwrap();
     let mut command = bufproxy(dir.path());
     command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
-    command.args(SYNC).args(["--chdir"]).arg(repository()).arg("--config");
+    // None at all would be taken for one, the least: of one alone nothing would be said.
+    command.args(["--workers", "2", "--chdir"]).arg(repository()).arg("--config");
     command.arg(dir.path().join("gunicorn.conf.py")).arg("tests.apps.wsgi:app");
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     let proxy = open(command, dir);
