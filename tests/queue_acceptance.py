@@ -4,6 +4,9 @@
 queue_acceptance.py --bufproxy PROGRAM --venv DIRECTORY [--only CASE[,CASE]] [--seed N]
 
 DIRECTORY is a virtual environment with gunicorn. Standard library only. Each case prints what it has
+<<<<<<< HEAD
+counted; the last line is `N passed, N failed, N skipped`; the exit code is 1 when one failed.
+=======
 counted; the last line is `N passed, N failed`; the exit code is 1 when one failed.
 
 A slot ends with the last byte of a response, when gunicorn has yet to close and to come back to accept:
@@ -17,9 +20,9 @@ slots, each with the next request at once, gunicorn 27.0.1, medians of six round
 | 0 ms  | 9,747 requests/s, 16 % empty | 9,606 requests/s, 15 % empty |
 | 2 ms  | 1,699 requests/s, 94 % empty | 1,680 requests/s, 94 % empty |
 | 20 ms | 197 requests/s, 99 % empty   | 197 requests/s, 98 % empty   |
+>>>>>>> main
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -33,6 +36,7 @@ import threading
 import time
 from pathlib import Path
 
+from cases import run_all
 from lifecycle import WSGI, Load, Program, free_port
 
 WORKERS = 4
@@ -251,27 +255,5 @@ def one_of_three(run):
 CASES = {case.__name__: case for case in (leaving_unix, leaving_tcp, eager, one_of_three)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--bufproxy", required=True)
-    parser.add_argument("--venv", required=True, type=Path)
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--seed", type=int, default=11)
-    run = parser.parse_args()
-    run.bufproxy = os.path.abspath(run.bufproxy)
-    run.gunicorn = os.path.abspath(run.venv / "bin/gunicorn")
-    passed = failed = 0
-    for name in run.only.split(","):
-        print(f"{name}: {CASES[name].__doc__}", flush=True)
-        try:
-            CASES[name](run)
-            passed += 1
-        except AssertionError as problem:
-            failed += 1
-            print(f"  FAILED: {problem}")
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_all(__doc__, CASES))

@@ -10,13 +10,11 @@ DIRECTORY is a virtual environment with gunicorn. --full: over 10,000 requests a
 apart. Standard library only. The last line is `N passed, N failed`; the exit code is 1 when one failed.
 """
 
-import argparse
 import asyncio
 import collections
 import contextlib
 import math
 import os
-import random
 import re
 import shutil
 import signal
@@ -25,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cases import arguments
 from lifecycle import NGINX, REPOSITORY, Program, children, free_port, request
 
 RATE = 300
@@ -291,17 +290,11 @@ def judge(run, front, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--bufproxy", required=True)
-    parser.add_argument("--venv", required=True, type=Path)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--front", default="bufproxy,nginx,haproxy")
-    parser.add_argument("--seed", type=int, default=11)
-    run = parser.parse_args()
-    run.bufproxy = os.path.abspath(run.bufproxy)
-    run.gunicorn = os.path.abspath(run.venv / "bin/gunicorn")
-    run.random = random.Random(run.seed)
+    def more(parser):
+        parser.add_argument("--full", action="store_true")
+        parser.add_argument("--front", default="bufproxy,nginx,haproxy")
+
+    run = arguments(__doc__, CASES, more)
     count = collections.Counter()
     for name in run.only.split(","):
         act, how = CASES[name][:2]

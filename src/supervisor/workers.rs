@@ -144,11 +144,6 @@ impl Workers {
     pub fn found(&self) -> bool {
         self.master.is_some()
     }
-
-    /// It goes by what listens there.
-    pub fn is_of(&self, upstream: &UpstreamAddr) -> bool {
-        self.upstream == *upstream
-    }
 }
 
 /// Which of the numbers that were seen counts.
