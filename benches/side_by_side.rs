@@ -173,6 +173,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     if options.wants("capacity") {
         let kinds = options.select(&CAPACITY);
         show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
+        println!("{}", capacity::limited(&kinds, options.quick, dir.path())?);
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);

@@ -27,7 +27,7 @@
 //! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt`, `discard`: a worker whose client has left |
 //! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
 //! | [`server`] | listeners; `event_loop`, and `shared` by all of them; `connection`: the loop of one client; `parked`: clients idle for long |
-//! | [`supervisor`] | the wrapped command: exec shim, readiness probe, signals, the one reaper; its workers, counted |
+//! | [`supervisor`] | the wrapped command: exec shim, readiness (`probe`, `notify`), its stderr, signals, the one reaper; its workers, counted |
 //! | [`admin`] | health, metrics, status, drain on a thread of its own; `healthcheck` and `drain` ask it |
 //! | [`lifecycle`] | boot → serving → draining → stopped: `machine` decides (pure), `lifecycle` does |
 //! | [`demo`], [`probe`] | the proof on a machine that has nothing else; how a site that is there treats slow clients |
@@ -102,8 +102,8 @@
 //! loop is a `current_thread` runtime that owns its connections, so `Rc` and `Cell` suffice. Shared are
 //! the line (`upstream::Upstreams`, a mutex for nanoseconds), the budgets and counts (atomics), the
 //! settings (swapped by a reload; each loop has a copy) and the log's buffer (a mutex for a memcpy).
-//! Beside them: the writers of the log and of the diagnostics, the admin thread if asked for, one that
-//! resolves names if an upstream has one, and blocking pools of four (loop 0) and two (the others).
+//! Beside them: the writers of the log and of the diagnostics, the one that copies the command's stderr,
+//! the admin thread if asked for, one that resolves names if an upstream has one, and blocking pools of four (loop 0) and two (the others).
 //!
 //! # Decisions that are not obvious
 //!

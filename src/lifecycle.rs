@@ -1,7 +1,7 @@
 //! Boot, serve, stop: the process from its first system call to its exit code. `main` calls `run`,
 //! on the main thread, which becomes the thread of loop 0 and lives to the end.
 //!
-//! Signals, the end of the wrapped command, the readiness probe and `POST /drain` are its only input;
+//! Signals, the end of the wrapped command, its readiness and `POST /drain` are its only input;
 //! what they bring about is decided in `machine` and done here.
 
 mod machine;
@@ -18,15 +18,18 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::runtime::{Builder, LocalOptions};
 use tracing::{error, info, warn};
 
+use crate::access_log::Stderr;
 use crate::admin::{self, Health, State};
 use crate::config::{self, Concurrency, Config, Invocation, OpenPort, Sources, UpstreamAddr};
 use crate::net;
 use crate::server::Server;
 use crate::supervisor::handover::AppListener;
+use crate::supervisor::notify::NotifySocket;
 use crate::supervisor::probe::wait_until_ready;
 use crate::supervisor::signals::Signals;
+use crate::supervisor::stderr::Pipe;
 use crate::supervisor::workers::{Look, Workers};
-use crate::supervisor::{self, Child, Exit};
+use crate::supervisor::{self, Child, Exit, Given};
 use machine::{Action, Event, Machine, Outcome, Plan};
 use systemd::Manager;
 pub use systemd::Passed;
@@ -43,7 +46,10 @@ const LOST: Duration = Duration::from_secs(30);
 /// What the end of a killed child may take.
 const KILL: Duration = Duration::from_millis(500);
 
-/// What the log writer may take at the end.
+/// What the last words of a command that has ended may take to our stderr, before its end is said.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What the log writer may take at the end, and the rest of the command's output.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
 /// Why the process ends otherwise than it was asked to: what to say, and the exit code.
@@ -67,8 +73,8 @@ impl fmt::Display for Failure {
 
 /// Runs the proxy, and the wrapped command if there is one, until both have ended. Gives the exit
 /// code: 0 after a stop that was asked for, else the command's.
-/// `passed` are the listeners that systemd has opened.
-pub fn run(config: Config, passed: Passed) -> Result<u8, Failure> {
+/// `passed` are the listeners that systemd has opened; `stderr` is where the command's goes.
+pub fn run(config: Config, passed: Passed, stderr: Stderr) -> Result<u8, Failure> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         // A Heroku dyno has 256 threads in all.
@@ -76,13 +82,13 @@ pub fn run(config: Config, passed: Passed) -> Result<u8, Failure> {
         .thread_keep_alive(Duration::MAX)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
-    let result = runtime.block_on(live(Arc::new(config), passed));
+    let result = runtime.block_on(live(Arc::new(config), passed, stderr));
     // A read from a dead disk must not hold the exit.
     runtime.shutdown_background();
     result
 }
 
-async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
+async fn live(config: Arc<Config>, passed: Passed, stderr: Stderr) -> Result<u8, Failure> {
     let mut signals = Signals::install()
         .map_err(|e| Failure::new(format!("cannot install signal handlers: {e}")))?;
     let soft_limit = raise_descriptor_limit();
@@ -104,56 +110,25 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
     if !opens_now {
         introduce(&config, &listening);
     }
-    let mut app = App::start(&config, soft_limit)?;
+    let mut app = App::start(&config, soft_limit, stderr)?;
     let manager = Manager::of_process();
     let mut process = Process { server, manager, machine, health };
-    process.perform(todo, &mut app)?;
-    if opens_now {
-        introduce(&config, &listening);
-    }
-
     // Behind a listener of systemd's, clients wait for us already: that it answers proves nothing.
     let ours = if activated { &[] } else { listening.as_slice() };
-    let mut probe = pin!(wait_until_ready(&config, ours));
-    let outcome = loop {
-        let machine = &process.machine;
-        let tick = machine.next_tick(Instant::now());
-        let event = tokio::select! {
-            biased;
-            signal = signals.next() => match signal {
-                Signal::CHILD => match app.reap() {
-                    Some(event) => event,
-                    None => continue,
-                },
-                signal => Event::Signal(signal),
-            },
-            ready = &mut probe, if machine.state() == State::Starting => match ready {
-                Ok(seen) => {
-                    app.answered();
-                    Event::AppAnswered(seen)
-                }
-                Err(missing) => Event::BootFailed(missing),
-            },
-            () = process.health.drain_asked() => Event::DrainAsked,
-            () = tokio::time::sleep_until(tick.unwrap_or_else(Instant::now).into()),
-                if tick.is_some() => Event::Tick,
-            () = tokio::time::sleep(LOOK), if app.is_new(machine.state()) => {
-                app.look_at_socket();
-                continue;
-            }
-            () = tokio::time::sleep_until(app.count_due().unwrap_or_else(Instant::now).into()),
-                if app.count_due().is_some() => {
-                app.count_workers(&process.server);
-                continue;
-            }
-        };
-        if let Some(outcome) = process.take(event, &mut app)? {
-            break outcome;
+    let ended = async {
+        process.perform(todo, &mut app)?;
+        if opens_now {
+            introduce(&config, &listening);
         }
+        serve(&mut process, &mut app, &mut signals, ours).await
     };
+    let ended = ended.await;
     process.server.abort().await;
+    if let (Err(_), Some(child)) = (&ended, &app.child) {
+        child.signal(Signal::TERM);
+    }
     if app.child.is_some() {
-        // It has been killed. If even that takes long, it is left to whoever reaps us.
+        // It has been killed, or told. If even that takes long, it is left to whoever reaps us.
         let reaped = async {
             while app.child.is_some() {
                 if signals.next().await == Signal::CHILD {
@@ -165,7 +140,75 @@ async fn live(config: Arc<Config>, passed: Passed) -> Result<u8, Failure> {
         // They have had as long as it.
         supervisor::signal_orphans(&config.upstream, Signal::KILL);
     }
-    finish(&process.server, outcome)
+    app.copied(LOG_FLUSH).await;
+    finish(&process.server, ended?)
+}
+
+/// Takes what happens until all is over.
+async fn serve(
+    process: &mut Process,
+    app: &mut App,
+    signals: &mut Signals,
+    ours: &[String],
+) -> Result<Outcome, Failure> {
+    let config = app.config.clone();
+    let mut probe = pin!(wait_until_ready(&config, ours));
+    loop {
+        let machine = &process.machine;
+        let tick = machine.next_tick(Instant::now());
+        let event = tokio::select! {
+            biased;
+            signal = signals.next() => match signal {
+                Signal::CHILD => match app.reap(process.server.app_has_answered()).await {
+                    Some(event) => event,
+                    None => continue,
+                },
+                signal => Event::Signal(signal),
+            },
+            ready = &mut probe, if machine.state() == State::Starting => match ready {
+                Ok(seen) => {
+                    app.answered();
+                    Event::AppAnswered(seen)
+                }
+                // What it says on its way may tell why it does not get there.
+                Err(missing) if app.since.elapsed() >= config.boot_timeout => {
+                    Event::BootFailed(missing + &app.last_words())
+                }
+                Err(taken) => Event::BootFailed(taken),
+            },
+            () = ready_said(&app.notify) => {
+                app.answered();
+                Event::AppAnswered(format!(
+                    "app said READY=1 after {:.1} s",
+                    app.since.elapsed().as_secs_f64()
+                ))
+            }
+            () = process.health.drain_asked() => Event::DrainAsked,
+            () = tokio::time::sleep_until(tick.unwrap_or_else(Instant::now).into()),
+                if tick.is_some() => Event::Tick,
+            () = tokio::time::sleep(LOOK), if app.is_new(machine.state()) => {
+                app.look_at_socket();
+                continue;
+            }
+            // Those that leave with the app when all is over are not missed.
+            () = tokio::time::sleep_until(app.count_due().unwrap_or_else(Instant::now).into()),
+                if app.count_due().is_some() && !machine.is_stopping() => {
+                app.count_workers(&process.server);
+                continue;
+            }
+        };
+        if let Some(outcome) = process.take(event, app)? {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// The command has said that it is ready. Without a socket it never does.
+async fn ready_said(notify: &Option<NotifySocket>) {
+    match notify {
+        Some(socket) => socket.ready().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What was asked for cannot be had here. Where somebody else has the address it may be had later.
@@ -185,9 +228,13 @@ fn plan(config: &Config) -> Plan {
         child,
         restart: config.restart,
         command: config.command.join(OsStr::new(" ")).to_string_lossy().into_owned(),
-        open_when_ready: child && config.open_port == OpenPort::Ready,
+        open_when_ready: opens_when_ready(config),
         terminal: io::stdin().is_terminal(),
     }
+}
+
+fn opens_when_ready(config: &Config) -> bool {
+    !config.command.is_empty() && config.open_port == OpenPort::Ready
 }
 
 /// The wrapped command, if there is one: its process, and the listener that was passed to it.
@@ -197,6 +244,10 @@ struct App {
     child: Option<Child>,
     /// None: the app binds its socket itself.
     listener: Option<AppListener>,
+    /// None: it has ours.
+    stderr: Option<Pipe>,
+    /// Where it may say that it is ready.
+    notify: Option<NotifySocket>,
     /// When the command was started.
     since: Instant,
     /// Those that `concurrency auto` goes by.
@@ -207,12 +258,18 @@ struct App {
 
 impl App {
     /// With the command running, if there is one.
-    fn start(config: &Arc<Config>, soft_limit: Option<u64>) -> Result<App, Failure> {
+    fn start(
+        config: &Arc<Config>,
+        soft_limit: Option<u64>,
+        stderr: Stderr,
+    ) -> Result<App, Failure> {
         let mut app = App {
             config: config.clone(),
             soft_limit,
             child: None,
             listener: None,
+            stderr: None,
+            notify: None,
             since: Instant::now(),
             workers: workers_of(config),
             said_lost: false,
@@ -229,6 +286,18 @@ impl App {
                 ))
             })?;
             app.listener = Some(listener);
+        }
+        if !io::stderr().is_terminal() {
+            let pipe = Pipe::new(stderr).map_err(|e| {
+                Failure::new(format!("cannot make a pipe for the command's stderr: {e}"))
+            })?;
+            app.stderr = Some(pipe);
+        }
+        // What the user has chosen to go by is what counts. Without a place for a socket its answer
+        // does, too.
+        let chosen = config.ready_path_set || config.ready_file.is_some();
+        if opens_when_ready(config) && !chosen && !config.runs_gunicorn() {
+            app.notify = NotifySocket::bind().ok();
         }
         supervisor::adopt_orphans();
         app.start_command()?;
@@ -255,18 +324,35 @@ impl App {
                 }
             }
         }
-        let started = Child::start(&config.command, self.soft_limit, self.listener.as_ref());
-        self.child =
-            Some(started.map_err(|e| {
-                Failure::new(format!("cannot start a process for the command: {e}"))
-            })?);
+        let given = Given {
+            soft_limit: self.soft_limit,
+            listener: self.listener.as_ref(),
+            stderr: self.stderr.as_ref(),
+            notify: self.notify.as_ref(),
+        };
+        let started = Child::start(&config.command, given)
+            .map_err(|e| Failure::new(format!("cannot start a process for the command: {e}")))?;
+        self.child = Some(started);
         self.since = Instant::now();
         Ok(())
     }
 
-    /// Takes what SIGCHLD announces. Some: the command has ended.
-    fn reap(&mut self) -> Option<Event> {
+    /// Waits until what the command has written stands on our stderr.
+    async fn copied(&self, limit: Duration) {
+        if let Some(stderr) = &self.stderr {
+            stderr.copied(limit).await;
+        }
+    }
+
+    /// For the end of a diagnostic; empty where its stderr is ours.
+    fn last_words(&self) -> String {
+        self.stderr.as_ref().map(Pipe::last_words).unwrap_or_default()
+    }
+
+    /// Takes what SIGCHLD announces. Some: the command has ended. `answered`: it had answered.
+    async fn reap(&mut self, answered: bool) -> Option<Event> {
         let exit = supervisor::reap(&mut self.child)?;
+        self.copied(LAST_WORDS).await;
         if let Some(workers) = &mut self.workers {
             workers.forget(Instant::now());
         }
@@ -275,7 +361,8 @@ impl App {
             Some(_) => Event::ChildReplaced(exit),
             None => {
                 supervisor::signal_orphans(&self.config.upstream, Signal::TERM);
-                Event::ChildEnded(exit)
+                let words = if answered { String::new() } else { self.last_words() };
+                Event::ChildEnded(exit, words)
             }
         })
     }
@@ -332,12 +419,12 @@ impl App {
 
     /// Goes by a configuration that was read again, as far as the command does.
     fn reconfigure(&mut self, config: &Config, server: &Server) {
-        self.workers = match (self.workers.take(), workers_of(config), config.workers) {
-            (Some(mut workers), Some(_), Some(now)) if workers.is_of(&config.upstream[0]) => {
+        self.workers = match (self.workers.take(), config.workers) {
+            (Some(mut workers), Some(now)) => {
                 workers.reconfigure(now);
                 Some(workers)
             }
-            (_, new, _) => new,
+            _ => workers_of(config),
         };
         // As many as are alive, whatever is configured now.
         if let Some(slots) = self.workers.as_ref().and_then(Workers::slots) {
@@ -435,7 +522,7 @@ impl Process {
                 Action::ReopenLog => server.reopen_log(),
                 Action::Reload => {
                     self.manager.reloading();
-                    if let Some(config) = reload(server) {
+                    if let Some(config) = reload(server, &app.config) {
                         app.reconfigure(&config, server);
                     }
                     self.manager.ready();
@@ -445,7 +532,7 @@ impl Process {
                     if let Err(failure) = app.start_command() {
                         error!("{failure}");
                         // As a shell says that it cannot be run; the next try comes.
-                        let ended = Event::ChildEnded(Exit::Code(126));
+                        let ended = Event::ChildEnded(Exit::Code(126), String::new());
                         return self.take(ended, app).map(|_| ());
                     }
                 }
@@ -487,10 +574,10 @@ fn introduce(config: &Config, listening: &[String]) {
 }
 
 /// HUP: the file is read again, flags and environment stay. None: what was read is not valid, and
-/// changes nothing.
-fn reload(server: &Server) -> Option<Arc<Config>> {
-    let config = match config::parse_args(&Sources::of_process()) {
-        Ok(Invocation::Run(config)) => Arc::new(*config),
+/// changes nothing. `running` is what we were started with.
+fn reload(server: &Server, running: &Config) -> Option<Arc<Config>> {
+    let mut config = match config::parse_args(&Sources::of_process()) {
+        Ok(Invocation::Run(config)) => *config,
         // What was a command to run at the start is one still.
         Ok(_) => return None,
         Err(invalid) => {
@@ -500,12 +587,22 @@ fn reload(server: &Server) -> Option<Arc<Config>> {
             return None;
         }
     };
-    match server.reload(config.clone()) {
-        Ok(report) => info!("HUP: {report}"),
-        Err(e) => {
-            error!("HUP: the configuration stays as it was: {e}");
-            return None;
-        }
+    let fixed = config.keep_fixed(running);
+    let config = Arc::new(config);
+    if let Err(e) = server.reload(config.clone()) {
+        error!("HUP: the configuration stays as it was: {e}");
+        return None;
+    }
+    let mut report = match &config.config_file {
+        Some(file) => format!("read {} again", file.display()),
+        None => "there is no configuration file to read again".to_owned(),
+    };
+    if !fixed.is_empty() {
+        report += &format!("; needs a restart: {}", fixed.join(", "));
+    }
+    info!("HUP: {report}");
+    for warning in config.warnings.iter().filter(|warning| !running.warnings.contains(warning)) {
+        warn!("{warning}");
     }
     Some(config)
 }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bufproxy::access_log::diagnostics;
+use bufproxy::access_log::diagnostics::{self, Diagnostics};
 use bufproxy::config::{self, Invocation, Sources};
 use bufproxy::lifecycle::{self, Failure, Passed};
 use bufproxy::supervisor::exec;
@@ -27,9 +27,12 @@ fn main() -> ExitCode {
     };
     match config::parse_args(&Sources::of_process()) {
         Ok(Invocation::Run(config)) => {
-            with_diagnostics(config.log_level, || lifecycle::run(*config, passed))
+            let level = config.log_level;
+            with_diagnostics(level, |diagnostics| {
+                lifecycle::run(*config, passed, diagnostics.stderr().clone())
+            })
         }
-        Ok(Invocation::Demo) => with_diagnostics(Level::INFO, || demo::run(demo::WINDOW)),
+        Ok(Invocation::Demo) => with_diagnostics(Level::INFO, |_| demo::run(demo::WINDOW)),
         Ok(Invocation::Healthcheck(check)) => match admin::healthcheck(&check.admin, check.timeout)
         {
             Ok(()) => ExitCode::SUCCESS,
@@ -59,21 +62,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn with_diagnostics(level: Level, run: impl FnOnce() -> Result<u8, Failure>) -> ExitCode {
+fn with_diagnostics(
+    level: Level,
+    run: impl FnOnce(&Diagnostics) -> Result<u8, Failure>,
+) -> ExitCode {
     let diagnostics = match diagnostics::init(level, std::io::stderr().is_terminal()) {
         Ok(diagnostics) => diagnostics,
         Err(e) => return fail(&format_args!("cannot start the diagnostics: {e}"), 1),
     };
-    let result = run();
+    let code = run(&diagnostics).unwrap_or_else(|failure| {
+        // A reader of stderr that is stuck must not hold the exit.
+        tracing::error!("{failure}");
+        failure.code
+    });
     diagnostics.flush(FLUSH);
-    match result {
-        Ok(code) => code.into(),
-        Err(failure) => fail(&failure, failure.code),
-    }
+    code.into()
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    // In one write: the exec shim has our own stderr.
+    // In one write: others write there, too.
     let line = format!("bufproxy: error: {error}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
     code.into()

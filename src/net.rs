@@ -108,6 +108,13 @@ impl Stream {
         Ok(rustix::net::recv(self.socket(), buf, RecvFlags::empty())?.0)
     }
 
+    /// Nothing is there to read, nor the end. The kernel is asked: of what has come in this turn of
+    /// the loop, the loop does not know.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(rustix::net::recv(self.socket(), &mut [0], look), Err(rustix::io::Errno::AGAIN))
+    }
+
     /// Reads what is there. `Ok(0)` is the end of the stream.
     pub(crate) fn poll_read(
         &self,
@@ -396,5 +403,29 @@ pub(crate) fn remove_dead_socket(path: &Path) {
     if is_socket && connect_unix(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     {
         let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_has_just_come_is_seen_before_the_loop_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            for comes in ["a second answer", ""] {
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                let stream = Stream::new(ours.into()).unwrap();
+                assert!(stream.is_quiet());
+                theirs.write_all(comes.as_bytes()).unwrap();
+                drop(theirs);
+                assert!(!stream.is_quiet(), "{comes:?}");
+            }
+        });
     }
 }

@@ -140,15 +140,29 @@ impl Watched {
 /// Writes `range` of `file` to disk and waits for it: its pages, not the metadata (nothing here is
 /// to outlive a crash), which spares the journal and the flush of fdatasync.
 pub(crate) fn write_back(file: &File, range: Range<u64>) -> io::Result<()> {
+    /// SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER.
+    const ALL: c_uint = 1 | 2 | 4;
+    sync_range(file, range, ALL)
+}
+
+/// Whether the kernel could write all that it has tried to write of `file`: Err, once, if not. Writes
+/// nothing and waits for nothing. A page that could not be written is forgotten, and what is read in
+/// its place may be zeros.
+pub(crate) fn written(file: &File) -> io::Result<()> {
+    /// SYNC_FILE_RANGE_WAIT_BEFORE: of a range in which there is nothing, the errors of all.
+    const WAIT: c_uint = 1;
+    const BEYOND: u64 = 1 << 62;
+    sync_range(file, BEYOND..BEYOND + 1, WAIT)
+}
+
+fn sync_range(file: &File, range: Range<u64>, flags: c_uint) -> io::Result<()> {
     unsafe extern "C" {
         fn sync_file_range(fd: c_int, offset: i64, bytes: i64, flags: c_uint) -> c_int;
     }
-    /// SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER.
-    const ALL: c_uint = 1 | 2 | 4;
     let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
     let (offset, bytes) = (signed(range.start)?, signed(range.end.saturating_sub(range.start))?);
     // SAFETY: takes numbers only; `file` is open as long as it is borrowed.
-    match unsafe { sync_file_range(file.as_raw_fd(), offset, bytes, ALL) } {
+    match unsafe { sync_file_range(file.as_raw_fd(), offset, bytes, flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -8,12 +8,11 @@ DIRECTORY is a virtual environment with gunicorn. Standard library only. Each ca
 counted; the last line is `N passed, N failed, N skipped`; the exit code is 1 when one failed.
 """
 
-import argparse
 import asyncio
 import collections
 import contextlib
+import itertools
 import os
-import random
 import re
 import shutil
 import signal
@@ -24,6 +23,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from cases import Skip, run_all
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER = ["python3", str(REPOSITORY / "tests/apps/worker.py")]
@@ -59,10 +60,6 @@ http {{
 """
 
 
-class Skip(Exception):
-    pass
-
-
 class Program:
     """A program with a process group of its own; its lines are collected."""
 
@@ -85,8 +82,12 @@ class Program:
                 self.changed.notify_all()
 
     def wait_for(self, pattern, limit=LIMIT):
+        return self.wait_for_nth(1, pattern, limit)
+
+    def wait_for_nth(self, n, pattern, limit=LIMIT):
         def found():
-            return next((m for line in self.lines if (m := re.search(pattern, line))), None)
+            matches = (m for line in self.lines if (m := re.search(pattern, line)))
+            return next(itertools.islice(matches, n - 1, None), None)
 
         with self.changed:
             assert self.changed.wait_for(found, limit), f"no {pattern!r}:\n" + "".join(self.lines)
@@ -408,6 +409,56 @@ def take_over(run):
         assert sidecars[0].end() == 0, sidecars[0].lines
 
 
+def hup(run):
+    """HUP 100 times under load, plain gunicorn: nothing fails, nothing is left in bufproxy."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "bufproxy.toml")
+        file.write_text("queue = 2048\n")
+        command = [run.bufproxy, "--listen", "127.0.0.1:0", "--config", file]
+        gunicorn = [run.gunicorn, "--bind", f"unix:{directory}/app.sock", "--workers", "4"]
+        with Program([*command, "--", *gunicorn, *WSGI], TMPDIR=directory) as proxy:
+            port, results = proxy.port(), collections.Counter()
+            proxy.wait_for("port open")
+
+            def reload(times):
+                for n in times:
+                    file.write_text(f"queue = {2048 + n}\n")
+                    proxy.process.send_signal(signal.SIGHUP)
+                    # Both have done with it: several at once would be one.
+                    for said in (" HUP: read ", "Handling signal: hup"):
+                        proxy.wait_for_nth(n, said)
+                    done.append(n)
+                    time.sleep(0.05)
+
+            def reload_under_load(times):
+                reloading = threading.Thread(target=reload, args=[times])
+                reloading.start()
+                while reloading.is_alive():
+                    load = Load(port, rate=100, seconds=3, post=True)
+                    results.update(asyncio.run(load.run(at={})))
+                # For what is given back when a burst is over.
+                time.sleep(5)
+                return size_of(proxy.process.pid)
+
+            done = []
+            # The heap has its size by then.
+            before = reload_under_load(range(1, 21))
+            after = reload_under_load(range(21, 121))
+            print(f"  {len(done)} times, {dict(results)}; after 20 and after 120: descriptors {before[0]} "
+                  f"and {after[0]}, resident {before[1]} KiB and {after[1]} KiB")
+            assert len(done) == 120 and set(results) == {"GET 200", "POST 200"}, (done, results)
+            assert after[0] == before[0] and after[1] - before[1] < 500, (before, after)
+            proxy.process.terminate()
+            assert proxy.end() == 0, proxy.lines
+
+
+
+def size_of(pid):
+    """Open descriptors, resident KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return len(os.listdir(f"/proc/{pid}/fd")), int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
+
 def term_plain(run):
     """TERM to every process under load: what a plain gunicorn refuses is answered 503."""
     results = term_to_all(run, [run.bufproxy, "--drain-timeout", "25s"], conf="")
@@ -587,35 +638,9 @@ async def response(reader, pace=None):
 
 
 CASES = {case.__name__: case for case in (
-    boot, no_ipv6, pid_1, kill_9, launchers, hand_over, take_over, term_plain, term_passed, term_drain_first, term_nginx,
+    boot, no_ipv6, pid_1, kill_9, launchers, hand_over, take_over, hup, term_plain, term_passed, term_drain_first, term_nginx,
 )}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--bufproxy", required=True)
-    parser.add_argument("--venv", required=True, type=Path)
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--seed", type=int, default=11)
-    run = parser.parse_args()
-    run.bufproxy = os.path.abspath(run.bufproxy)
-    run.gunicorn = os.path.abspath(run.venv / "bin/gunicorn")
-    run.random = random.Random(run.seed)
-    count = collections.Counter()
-    for name in run.only.split(","):
-        print(f"{name}: {CASES[name].__doc__}", flush=True)
-        try:
-            CASES[name](run)
-            count["passed"] += 1
-        except Skip as why:
-            count["skipped"] += 1
-            print(f"  skipped: {why}")
-        except AssertionError as problem:
-            count["failed"] += 1
-            print(f"  FAILED: {problem}")
-    print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
-    return count["failed"] > 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_all(__doc__, CASES))

@@ -10,13 +10,11 @@ DIRECTORY is a virtual environment with gunicorn. --full: over 10,000 requests a
 apart. Standard library only. The last line is `N passed, N failed`; the exit code is 1 when one failed.
 """
 
-import argparse
 import asyncio
 import collections
 import contextlib
 import math
 import os
-import random
 import re
 import shutil
 import signal
@@ -25,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cases import arguments
 from lifecycle import NGINX, REPOSITORY, Program, children, free_port, request
 
 RATE = 300
@@ -57,6 +56,7 @@ class Load:
         self.port, self.rate, self.count = port, rate, rate * seconds
         self.results = collections.Counter()
         self.failed = {}
+        self.slowest = 0.0
 
     async def run(self, act):
         acting = asyncio.create_task(act)
@@ -71,12 +71,14 @@ class Load:
 
     async def one(self, n):
         method = ("GET", "POST")[n % 2]
+        begun = time.monotonic()
         try:
             outcome = await self.exchange(n, method)
         except ConnectionRefusedError:
             outcome = "refused"
         except (OSError, asyncio.IncompleteReadError):
             outcome = "cut"
+        self.slowest = max(self.slowest, time.monotonic() - begun)
         self.results[f"{method} {outcome}"] += 1
         if outcome != 200:
             self.failed[n] = outcome
@@ -100,25 +102,29 @@ class Load:
 
 
 class Scene:
-    """gunicorn and a proxy in front of it. `apart`: gunicorn is nobody's child."""
+    """gunicorn and a proxy in front of it. `apart`: gunicorn is nobody's child; `masters`: so many of
+    it, each an upstream of its own."""
 
-    def __init__(self, run, stack, front, apart=False, options=(), proxy=()):
-        self.run, self.stack, self.apart = run, stack, apart
+    def __init__(self, run, stack, front, apart=False, masters=1, workers=WORKERS, options=()):
+        self.run, self.stack, self.apart, self.workers = run, stack, apart, workers
         self.dir = stack.enter_context(tempfile.TemporaryDirectory())
         os.chmod(self.dir, 0o755)
         self.record = Path(self.dir, "record")
         self.record.touch()
-        self.address, self.port = f"unix:{self.dir}/app.sock", free_port()
-        self.gunicorn = [run.gunicorn, "--bind", self.address, "--workers", str(WORKERS),
-                         "--log-level", "warning", *options,
+        self.sockets = [Path(self.dir, "app.sock")]
+        self.sockets += [Path(self.dir, f"app-{n}.sock") for n in range(1, masters)]
+        self.port = free_port()
+        self.gunicorn = [run.gunicorn, "--workers", str(workers), "--log-level", "warning", *options,
                          "--chdir", str(REPOSITORY), "tests.apps.wsgi:app"]
         self.env = {"RECORD": str(self.record), "TMPDIR": self.dir}
         self.proxy = self.app = None
         self.killed = 0
+        # How long there was no socket, each time, in seconds.
+        self.absences = []
         if apart:
-            self.start_app()
-        # The default of connect-retry is 5 s; on a busy machine gunicorn takes 2 s to end and start.
-        self.start_front(front, proxy if not run.full else ())
+            for socket in self.sockets:
+                self.start_app(socket)
+        self.start_front(front)
         deadline = time.monotonic() + LIMIT
         while not self.answers():
             assert time.monotonic() < deadline, self.proxy.lines
@@ -130,14 +136,21 @@ class Scene:
         with contextlib.suppress(OSError, IndexError):
             return request(self.port, "/") == 200
 
-    def start_app(self):
-        self.app = self.stack.enter_context(Program(self.gunicorn, **self.env))
+    def start_app(self, socket):
+        command = [*self.gunicorn, "--bind", f"unix:{socket}"]
+        self.app = self.stack.enter_context(Program(command, **self.env))
 
-    def start_front(self, front, options):
-        listen = ["--listen", f"127.0.0.1:{self.port}", "--upstream", self.address]
+    def start_front(self, front):
         if front == "bufproxy":
-            more = ["--concurrency", str(WORKERS)] if self.apart else ["--restart", "on", "--", *self.gunicorn]
-            command = [self.run.bufproxy, "--access-log", f"{self.dir}/access.log", *options, *listen, *more]
+            command = [self.run.bufproxy, "--access-log", f"{self.dir}/access.log"]
+            command += ["--listen", f"127.0.0.1:{self.port}"]
+            for socket in self.sockets:
+                command += ["--upstream", f"unix:{socket}"]
+            if self.apart:
+                command += ["--concurrency", str(self.workers)]
+            else:
+                bind = ["--bind", f"unix:{self.sockets[0]}"]
+                command += ["--restart", "on", "--", *self.gunicorn, *bind]
         elif front == "nginx":
             Path(self.dir, "nginx.conf").write_text(NGINX.format(dir=self.dir, port=self.port))
             command = ["nginx", "-c", f"{self.dir}/nginx.conf", "-e", f"{self.dir}/error.log"]
@@ -152,10 +165,20 @@ class Scene:
             return self.app.process.pid
         return next(iter(children(self.proxy.process.pid)), None)
 
-    async def stop_app(self):
+    async def restart_app(self, after):
+        """Ends it, and starts it so many seconds after its end."""
         self.app.process.terminate()
+        [socket] = self.sockets
+        while socket.exists():
+            await asyncio.sleep(0.001)
+        begun = time.monotonic()
         while self.app.process.poll() is None:
             await asyncio.sleep(0.01)
+        await asyncio.sleep(after)
+        self.start_app(socket)
+        while not socket.exists():
+            await asyncio.sleep(0.001)
+        self.absences.append(time.monotonic() - begun)
 
     def reasons(self):
         """Why bufproxy did not answer with what the app said, with how often."""
@@ -185,16 +208,13 @@ async def restart_apart(scene, seconds):
     """The app is told to end and started again, by somebody else."""
     for _ in range(2):
         await asyncio.sleep(seconds / 4)
-        await scene.stop_app()
-        scene.start_app()
+        await scene.restart_app(after=0)
 
 
 async def away(scene, seconds):
     """The app is stopped for 3 s and started again."""
     await asyncio.sleep(seconds / 4)
-    await scene.stop_app()
-    await asyncio.sleep(3)
-    scene.start_app()
+    await scene.restart_app(after=3)
 
 
 async def reload(scene, seconds):
@@ -205,7 +225,7 @@ async def reload(scene, seconds):
 
 
 async def recycle(scene, seconds):
-    """Workers end after a few requests: 60, or 3 at a rate at which gunicorn can replace them."""
+    """Workers end after a few requests: 60, or 3."""
 
 
 async def kill(scene, seconds):
@@ -218,14 +238,21 @@ async def kill(scene, seconds):
             scene.killed += 1
 
 
+# 300 requests a second are 100 new workers a second. One gunicorn starts at most 20: it waits up to 0.1 s
+# after each, and does 54 requests a second. So there are twelve, each an upstream, and then the cores are
+# the limit: asked for 300, two of them give 140 a second, with the app loaded by the master and without
+# the control socket, which gunicorn closes and opens again for each worker (105 with it). The case asks
+# for 50 of each core, 100 of two.
+SHORT_LIVED = ["--max-requests", "3", "--preload", "--no-control-socket"]
+
 CASES = {
     "restart": (restart, {}),
     "restart-apart": (restart_apart, {"apart": True}),
-    "away": (away, {"apart": True, "proxy": ["--connect-retry", "10s"]}),
+    "away": (away, {"apart": True}),
     "reload": (reload, {}),
     "recycle": (recycle, {"options": ["--max-requests", "60"]}),
-    # gunicorn replaces 10 to 20 workers a second, each with a pause of up to 0.1 s behind it.
-    "recycle-3": (recycle, {"options": ["--max-requests", "3"]}, 10),
+    "recycle-3": (recycle, {"apart": True, "masters": 12, "workers": 4, "options": SHORT_LIVED},
+                  min(RATE, 50 * os.cpu_count())),
     "kill": (kill, {}),
 }
 
@@ -248,7 +275,9 @@ def judge(run, front, name):
     failed = {what: n for what, n in sorted(load.results.items()) if not what.endswith(" 200")}
     text = ", ".join(f"{n} {what}" for what, n in failed.items()) or "0 failed"
     text += f" ({dict(reasons)})" if reasons else ""
-    print(f"  {name} behind {front}: {load.count} requests, {text}; {killed} workers killed; "
+    away = " and ".join(f"{seconds:.2f} s" for seconds in scene.absences)
+    print(f"  {name} behind {front}: {load.count} requests, {rate}/s, {text}; the slowest took "
+          f"{load.slowest:.2f} s; {killed} workers killed; no socket for {away or '0 s'}; "
           f"executed twice: {twice} POST, {again} GET", flush=True)
     if front != "bufproxy":
         return None
@@ -261,24 +290,18 @@ def judge(run, front, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--bufproxy", required=True)
-    parser.add_argument("--venv", required=True, type=Path)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--front", default="bufproxy,nginx,haproxy")
-    parser.add_argument("--seed", type=int, default=11)
-    run = parser.parse_args()
-    run.bufproxy = os.path.abspath(run.bufproxy)
-    run.gunicorn = os.path.abspath(run.venv / "bin/gunicorn")
-    run.random = random.Random(run.seed)
+    def more(parser):
+        parser.add_argument("--full", action="store_true")
+        parser.add_argument("--front", default="bufproxy,nginx,haproxy")
+
+    run = arguments(__doc__, CASES, more)
     count = collections.Counter()
     for name in run.only.split(","):
         act, how = CASES[name][:2]
         print(f"{name}: {act.__doc__}", flush=True)
         for front in run.front.split(","):
             other = front != "bufproxy"
-            if other and not ("apart" in how and shutil.which(front)):
+            if other and not ("apart" in how and "masters" not in how and shutil.which(front)):
                 continue
             problem = judge(run, front, name)
             count["failed" if problem else "passed"] += not other

@@ -130,6 +130,9 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(usize, usize, Duration, usize)>> {
     }
 }
 
+/// Answers that are kept. Where every client asks for another size they would be gigabytes.
+const KEPT: usize = 64;
+
 /// Whole responses, made at their first use.
 struct Answers {
     upstream: Upstream,
@@ -138,7 +141,15 @@ struct Answers {
 
 impl Answers {
     fn of(&self, size: usize) -> Bytes {
-        self.made.borrow_mut().entry(size).or_insert_with(|| self.make(size)).clone()
+        let mut made = self.made.borrow_mut();
+        if let Some(answer) = made.get(&size) {
+            return answer.clone();
+        }
+        let answer = self.make(size);
+        if made.len() < KEPT {
+            made.insert(size, answer.clone());
+        }
+        answer
     }
 
     /// The head is what Django under gunicorn sends.

@@ -1,6 +1,6 @@
 //! Capacity: 5,000 clients that stall in each of the four ways a client can, all at once, and what
 //! that does to eight fast ones and to the proxy's memory. bufproxy has the memory budget that it
-//! gives itself in a container of 64 MB.
+//! gives itself in a container of 64 MB; then both are in one, where that can be had.
 
 use std::cell::Cell;
 use std::io;
@@ -14,12 +14,16 @@ use tokio::time::sleep;
 use super::app::{App, Upstream};
 use super::load::{self, Client, block_on};
 use super::memory::{self, MEGABYTE};
+use super::process::Cgroup;
 use super::proxies::{Kind, Proxy};
 use super::table::{figure, markdown};
 
 const STALLED: usize = 5000;
 const FAST: usize = 8;
-const OPTIONS: &[&str] = &["--memory", "4m", "--spool-max", "8g"];
+const LIMIT: u64 = 64 * MEGABYTE as u64;
+/// Their bodies are 2.5 GB.
+const ROOM: [&str; 2] = ["--spool-max", "8g"];
+const OF_LIMIT: [&str; 2] = ["--memory", "4m"];
 const SETTLE: Duration = Duration::from_secs(4);
 const SAMPLE: Duration = Duration::from_millis(50);
 
@@ -29,8 +33,10 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     let window = Duration::from_secs(if quick { 1 } else { 4 });
     let mut rows = Vec::new();
     for kind in kinds {
-        let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", OPTIONS, dir)?;
-        let row = block_on(one(&proxy, &app, window))?;
+        let options = [ROOM, OF_LIMIT].concat();
+        let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", &options, dir)?;
+        let (mut row, most) = block_on(one(&proxy, &app, window, None))?;
+        row.push(figure(most.resident as f64 / MEGABYTE as f64));
         eprintln!("{row:?}");
         rows.push(row);
     }
@@ -45,11 +51,78 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     Ok(markdown(&columns.map(String::from), &rows))
 }
 
-async fn one(proxy: &Proxy, app: &App, window: Duration) -> io::Result<Vec<String>> {
-    let most = Rc::new(Cell::new(0));
+/// The same in a cgroup of 64 MB, with no budget set. Gives the table; empty where there can be no cgroup.
+pub(crate) fn limited(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String> {
+    let app = App::start(dir, Upstream::ConnectionPerRequest)?;
+    let window = Duration::from_secs(if quick { 1 } else { 4 });
+    let mut rows = Vec::new();
+    for kind in kinds {
+        let cgroup = match Cgroup::limited(LIMIT) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                eprintln!("left out: a cgroup of 64 MB cannot be made here: {error}");
+                return Ok(String::new());
+            }
+        };
+        let proxy = Proxy::start(*kind, &app.socket, app.upstream, "off", &ROOM, dir)?;
+        let ran = block_on(one(&proxy, &app, window, Some(&cgroup)));
+        drop(proxy);
+        let killed = cgroup.killed();
+        let mut row = match ran {
+            Ok((mut row, most)) => {
+                let bytes = [most.resident, most.cached, most.kernel];
+                row.extend(bytes.map(|bytes| figure(bytes as f64 / MEGABYTE as f64)));
+                row
+            }
+            // Whoever is killed ends it.
+            Err(error) if killed > 0 || *kind != Kind::Bufproxy => {
+                let error = error.to_string();
+                [vec![kind.name().into(), error], vec!["–".into(); 6]].concat()
+            }
+            Err(error) => return Err(error),
+        };
+        row.push(killed.to_string());
+        eprintln!("{row:?}");
+        rows.push(row);
+    }
+    let columns = [
+        "the same in a cgroup of 64 MB",
+        "fast requests/s alone",
+        "with them",
+        "kept",
+        "fast failed",
+        "most memory, MiB",
+        "most page cache",
+        "most in the kernel",
+        "killed for it",
+    ];
+    Ok(markdown(&columns.map(String::from), &rows))
+}
+
+/// The most of each, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Most {
+    resident: u64,
+    /// Of a cgroup.
+    cached: u64,
+    kernel: u64,
+}
+
+async fn one(
+    proxy: &Proxy,
+    app: &App,
+    window: Duration,
+    cgroup: Option<&Cgroup>,
+) -> io::Result<(Vec<String>, Most)> {
+    let most = Rc::new(Cell::new(Most::default()));
     let watch = async {
         loop {
-            most.set(most.get().max(proxy.process.resident()));
+            let Most { resident, cached, kernel } = most.get();
+            most.set(Most {
+                resident: resident.max(proxy.process.resident()),
+                cached: cached.max(cgroup.map_or(0, Cgroup::cached)),
+                kernel: kernel.max(cgroup.map_or(0, Cgroup::kernel)),
+            });
             sleep(SAMPLE).await;
         }
     };
@@ -75,14 +148,14 @@ async fn one(proxy: &Proxy, app: &App, window: Duration) -> io::Result<Vec<Strin
         result = work => result?,
         () = watch => unreachable!("it does not end"),
     };
-    Ok(vec![
+    let row = vec![
         proxy.kind.name().into(),
         figure(alone),
         figure(with),
         format!("{:.3}", with / alone),
         failed.to_string(),
-        figure(most.get() as f64 / MEGABYTE as f64),
-    ])
+    ];
+    Ok((row, most.get()))
 }
 
 /// Requests per second of eight clients in a closed loop, and how many failed.

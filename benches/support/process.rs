@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
@@ -17,6 +19,62 @@ const TICK: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
+}
+
+/// Where the memory controller of version 1 is mounted.
+const CGROUPS: &str = "/sys/fs/cgroup/memory";
+/// The cgroup that what is started now joins.
+static JOINED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// A memory cgroup of its own for all that is started while it lives. What is in it must have ended
+/// before it is dropped.
+#[derive(Debug)]
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// With a limit in bytes. Err: not root, or no cgroups of version 1.
+    pub(crate) fn limited(bytes: u64) -> io::Result<Cgroup> {
+        let path = Path::new(CGROUPS).join(format!("bufproxy-bench-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        let cgroup = Cgroup(path);
+        fs::write(cgroup.0.join("memory.limit_in_bytes"), bytes.to_string())?;
+        *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = Some(cgroup.0.clone());
+        Ok(cgroup)
+    }
+
+    /// Bytes of files in memory.
+    pub(crate) fn cached(&self) -> u64 {
+        self.field("memory.stat", "cache ")
+    }
+
+    /// Bytes of the kernel for them: sockets, files.
+    pub(crate) fn kernel(&self) -> u64 {
+        self.field("memory.kmem.usage_in_bytes", "")
+    }
+
+    /// Processes that the kernel has killed because there was no room.
+    pub(crate) fn killed(&self) -> u64 {
+        self.field("memory.oom_control", "oom_kill ")
+    }
+
+    fn field(&self, file: &str, name: &str) -> u64 {
+        let text = read(&self.0.join(file).to_string_lossy());
+        number(text.lines().find_map(|line| line.strip_prefix(name)))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // Processes that were killed may take a moment.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        eprintln!("{} is left", self.0.display());
+    }
 }
 
 /// CPU time, user and system, of all processes since their start.
@@ -43,7 +101,9 @@ impl Process {
     /// bench does, whatever ends that (see `enter`).
     pub(crate) fn start(command: &Command, log: File, errors: File) -> io::Result<Process> {
         let mut shim = Command::new("/proc/self/exe");
-        shim.arg("exec").arg(command.get_program()).args(command.get_args());
+        let cgroup = JOINED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        shim.arg("exec").arg(cgroup.unwrap_or_default());
+        shim.arg(command.get_program()).args(command.get_args());
         if let Some(dir) = command.get_current_dir() {
             shim.current_dir(dir);
         }
@@ -145,8 +205,14 @@ impl Drop for Process {
     }
 }
 
-/// `exec PROGRAM ARGUMENT…`: becomes the program, which gets TERM when the bench dies.
+/// `exec CGROUP PROGRAM ARGUMENT…`: becomes the program, which gets TERM when the bench dies.
 pub(crate) fn enter(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    if let Some(cgroup) = arguments.next().filter(|cgroup| !cgroup.is_empty())
+        && let Err(error) = fs::write(Path::new(&cgroup).join("cgroup.procs"), "0")
+    {
+        eprintln!("{}: {error}", cgroup.display());
+        return ExitCode::FAILURE;
+    }
     let Some(program) = arguments.next() else { return ExitCode::FAILURE };
     if set_parent_process_death_signal(Some(Signal::TERM)).is_err() {
         return ExitCode::FAILURE;

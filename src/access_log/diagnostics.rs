@@ -13,7 +13,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use super::writer::LogWriter;
+use super::writer::{LogWriter, Stderr};
 
 /// Bytes that may wait for a slow reader of stderr.
 const BACKLOG: usize = 1 << 20;
@@ -22,17 +22,24 @@ const BACKLOG: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
     writer: LogWriter,
+    stderr: Stderr,
 }
 
 /// Sends the events of `level` and above to stderr from here on; `color` is for a terminal.
 pub fn init(level: Level, color: bool) -> io::Result<Diagnostics> {
-    let writer = LogWriter::stderr(BACKLOG)?;
+    let stderr = Stderr::of_process()?;
+    let writer = LogWriter::stderr(&stderr, BACKLOG)?;
     tracing::subscriber::set_global_default(subscriber(writer.clone(), level, color))
         .map_err(io::Error::other)?;
-    Ok(Diagnostics { writer })
+    Ok(Diagnostics { writer, stderr })
 }
 
 impl Diagnostics {
+    /// Where they go, for others who write there.
+    pub fn stderr(&self) -> &Stderr {
+        &self.stderr
+    }
+
     /// Writes what is waiting, at most for `limit`. False: something is left.
     pub fn flush(&self, limit: Duration) -> bool {
         self.writer.flush(limit)

@@ -13,7 +13,7 @@ mod variable;
 mod writer;
 
 pub use template::{Format, FormatOptions};
-pub use writer::LogWriter;
+pub use writer::{LogWriter, Stderr};
 
 use std::cell::RefCell;
 use std::net::IpAddr;

@@ -87,40 +87,34 @@ impl LogWriter {
             LogDestination::Off => Ok(LogWriter { handle: None, max_line: FILE_MAX_LINE }),
             LogDestination::Stdout => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-                LogWriter::start("access log", File::from(stdout), None, backlog)
+                LogWriter::start("access log", Sink::shared(stdout.into())?, None, backlog)
             }
             LogDestination::File(path) => {
-                LogWriter::start("access log", open(path)?, Some(path.clone()), backlog)
+                let sink = Sink::shared(open(path)?)?;
+                LogWriter::start("access log", sink, Some(path.clone()), backlog)
             }
         }
     }
 
     /// The diagnostics' way to stderr.
-    pub(super) fn stderr(backlog: usize) -> io::Result<LogWriter> {
-        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-        LogWriter::start("diagnostics", File::from(stderr), None, backlog)
+    pub(super) fn stderr(stderr: &Stderr, backlog: usize) -> io::Result<LogWriter> {
+        LogWriter::start("diagnostics", stderr.0.clone(), None, backlog)
     }
 
     fn start(
         name: &'static str,
-        file: File,
+        sink: Arc<Mutex<Sink>>,
         path: Option<PathBuf>,
         backlog: usize,
     ) -> io::Result<LogWriter> {
-        let pipe = file.metadata()?.file_type().is_fifo();
+        let pipe = lock(&sink).is_pipe();
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             wake: Condvar::new(),
             written: Condvar::new(),
             backlog,
         });
-        let mut thread = Thread {
-            name,
-            shared: shared.clone(),
-            sink: Sink::new(file, pipe),
-            path,
-            failing: false,
-        };
+        let mut thread = Thread { name, shared: shared.clone(), sink, path, failing: false };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
         let max_line = if pipe { PIPE_MAX_LINE } else { FILE_MAX_LINE };
         Ok(LogWriter { handle: Some(Arc::new(Handle(shared))), max_line })
@@ -191,8 +185,35 @@ impl LogWriter {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics under this lock, and a log is not worth a second panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics under these locks, and a log is not worth a second panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Our stderr, for all threads that write to it: none of them cuts into a line of another.
+#[derive(Clone, Debug)]
+pub struct Stderr(Arc<Mutex<Sink>>);
+
+impl Stderr {
+    pub(super) fn of_process() -> io::Result<Stderr> {
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        Ok(Stderr(Sink::shared(stderr.into())?))
+    }
+
+    /// Writes `bytes` as they are, and waits for a slow reader. On a pipe each write is at most 4,096
+    /// bytes, of whole lines where there are any. The end may lie inside a line: a diagnostic that
+    /// comes then begins a new one.
+    ///
+    /// What cannot be written is lost: whoever reads stderr has gone.
+    pub fn write(&self, bytes: &[u8]) {
+        let mut sink = lock(&self.0);
+        sink.write_pieces(bytes);
+        // The diagnostics say what is wrong when they find it themselves.
+        sink.error = None;
     }
 }
 
@@ -200,7 +221,7 @@ impl Shared {
 struct Thread {
     name: &'static str,
     shared: Arc<Shared>,
-    sink: Sink,
+    sink: Arc<Mutex<Sink>>,
     path: Option<PathBuf>,
     /// The last write failed, and it was said.
     failing: bool,
@@ -241,15 +262,16 @@ impl Thread {
     /// Writes a batch; at `reopen` the file changes.
     fn write(&mut self, batch: &[u8], reopen: Option<usize>) {
         let (old, new) = batch.split_at(reopen.unwrap_or(0));
-        let mut failed = self.sink.write_lines(old);
+        let mut failed = lock(&self.sink).write_lines(old);
         if reopen.is_some() {
             self.reopen();
         }
-        failed += self.sink.write_lines(new);
+        failed += lock(&self.sink).write_lines(new);
         if failed > 0 {
             METRICS.log_lines_dropped.add(failed);
             self.shared.lock().lost += failed;
-            if let Some(error) = self.sink.error.take().filter(|_| !self.failing) {
+            let error = lock(&self.sink).error.take();
+            if let Some(error) = error.filter(|_| !self.failing) {
                 self.failing = true;
                 tracing::error!("{}: {error}; lines are lost until it can be written", self.name);
             }
@@ -266,8 +288,8 @@ impl Thread {
         let Some(path) = &self.path else { return };
         match open(path) {
             Ok(file) => {
-                self.sink.file = file;
-                self.sink.torn = false;
+                let mut sink = lock(&self.sink);
+                (sink.file, sink.torn) = (file, false);
             }
             Err(error) => tracing::error!(
                 "{} {}: {error}; going on with the file that was open",
@@ -288,6 +310,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// The descriptor and how to write to it.
+#[derive(Debug)]
 struct Sink {
     file: File,
     /// Largest write.
@@ -299,20 +322,34 @@ struct Sink {
 }
 
 impl Sink {
+    fn shared(file: File) -> io::Result<Arc<Mutex<Sink>>> {
+        let pipe = file.metadata()?.file_type().is_fifo();
+        Ok(Arc::new(Mutex::new(Sink::new(file, pipe))))
+    }
+
     fn new(file: File, pipe: bool) -> Sink {
         let write_size = if pipe { PIPE_WRITE } else { FILE_WRITE };
         Sink { file, write_size, torn: false, error: None }
     }
 
-    /// Writes lines, as many whole ones at once as `write_size` allows. Gives the number of lines
-    /// that could not be written.
-    fn write_lines(&mut self, mut lines: &[u8]) -> u64 {
+    fn is_pipe(&self) -> bool {
+        self.write_size == PIPE_WRITE
+    }
+
+    /// Writes lines, the first one at the beginning of a line. Gives the number of those that could
+    /// not be written.
+    fn write_lines(&mut self, lines: &[u8]) -> u64 {
         if self.torn && !lines.is_empty() && self.write_all(b"\n").is_err() {
             return count(lines);
         }
+        self.write_pieces(lines)
+    }
+
+    /// As many whole lines at once as `write_size` allows.
+    fn write_pieces(&mut self, mut lines: &[u8]) -> u64 {
         while !lines.is_empty() {
             let limit = lines.len().min(self.write_size);
-            // A line longer than a write (none of ours is) goes out in pieces.
+            // A line longer than a write (none of ours is) goes out in pieces, as does one without end.
             let end = memchr::memrchr(b'\n', &lines[..limit]).map_or(limit, |i| i + 1);
             if let Err(left) = self.write_all(&lines[..end]) {
                 return count(&lines[end - left..]);

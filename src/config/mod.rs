@@ -512,26 +512,38 @@ impl Config {
         format!("{named} cannot be opened ({error}): write a file that can be written to, - or off")
     }
 
-    /// Options whose value differs from `before` but which a reload cannot change: what was bound,
-    /// started or allocated with them goes on.
-    pub fn fixed_since(&self, before: &Config) -> Vec<&'static str> {
-        let differs = [
-            ("listen", self.listen != before.listen),
-            ("threads", self.threads != before.threads),
-            ("memory", self.memory != before.memory),
-            ("spool-dir", self.spool_dir != before.spool_dir),
-            ("spool-max", self.spool_max != before.spool_max),
-            ("admin", self.admin != before.admin),
-            ("log-level", self.log_level != before.log_level),
-            ("log-backlog", self.log_backlog != before.log_backlog),
-            ("drain-timeout", self.drain_timeout != before.drain_timeout),
-            ("drain-delay", self.drain_delay != before.drain_delay),
-            ("idle-grace", self.idle_grace != before.idle_grace),
-            ("restart", self.restart != before.restart),
-            ("pass-socket", self.pass_socket != before.pass_socket),
-            ("child-stop-signal", self.child_stop_signal != before.child_stop_signal),
+    /// The command is gunicorn, as far as can be seen.
+    pub fn runs_gunicorn(&self) -> bool {
+        matches!(app_server::recognise(&self.command), Some((app_server::AppServer::Gunicorn, _)))
+    }
+
+    /// Keeps what a reload cannot change as it is in `running`: what was bound, started or allocated
+    /// with it goes on. Gives the options that were to be changed.
+    pub fn keep_fixed(&mut self, running: &Config) -> Vec<&'static str> {
+        fn keep<T: Clone + PartialEq>(value: &mut T, running: &T) -> bool {
+            let differs = value != running;
+            value.clone_from(running);
+            differs
+        }
+        let kept = [
+            ("listen", keep(&mut self.listen, &running.listen)),
+            // The command has the socket, or was told which to bind.
+            ("upstream", !self.command.is_empty() && keep(&mut self.upstream, &running.upstream)),
+            ("threads", keep(&mut self.threads, &running.threads)),
+            ("memory", keep(&mut self.memory, &running.memory)),
+            ("spool-dir", keep(&mut self.spool_dir, &running.spool_dir)),
+            ("spool-max", keep(&mut self.spool_max, &running.spool_max)),
+            ("admin", keep(&mut self.admin, &running.admin)),
+            ("log-level", keep(&mut self.log_level, &running.log_level)),
+            ("log-backlog", keep(&mut self.log_backlog, &running.log_backlog)),
+            ("drain-timeout", keep(&mut self.drain_timeout, &running.drain_timeout)),
+            ("drain-delay", keep(&mut self.drain_delay, &running.drain_delay)),
+            ("idle-grace", keep(&mut self.idle_grace, &running.idle_grace)),
+            ("restart", keep(&mut self.restart, &running.restart)),
+            ("pass-socket", keep(&mut self.pass_socket, &running.pass_socket)),
+            ("child-stop-signal", keep(&mut self.child_stop_signal, &running.child_stop_signal)),
         ];
-        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+        kept.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
 
     /// All defaults, in front of `unix:/tmp/app.sock`: what other modules' tests begin with.

@@ -873,7 +873,9 @@ const TABLE: &[Opt] = &[
         example: "/up",
         short: "What a wrapped app is asked (HEAD) to see whether it is there",
         long: "Any final answer to / counts; of a path that was set only 2xx and 3xx. One question at \
-               a time, not given up while it is pending: gunicorn would execute each.",
+               a time, not given up while it is pending: gunicorn would execute each. Where neither \
+               this nor ready-file is set, READY=1 of sd_notify counts too: the command gets a \
+               NOTIFY_SOCKET for it. Not gunicorn, which says so before it has a worker.",
         set: |c, v, _| {
             c.ready_path_set = v.source != Source::Default;
             put(&mut c.ready_path, v, url_path)

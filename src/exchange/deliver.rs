@@ -13,9 +13,9 @@ use super::pace::Pace;
 use super::{Answer, Client, Exchange, Next, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{LAST_CHUNK, ResponseBody, Version, chunk_head};
-use crate::scratch::{Filled, Scratch};
+use crate::scratch::{Filled, SIZE, Scratch};
 use crate::server::Gauge;
-use crate::spool::{MAX_PUSH, Spool, SpoolLimits};
+use crate::spool::{KEEP_WHEN_SHORT, MAX_PUSH, Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::attempt::Attempt;
 use crate::upstream::body::{Incoming, Taken};
@@ -247,6 +247,11 @@ impl Pump {
         self.head_sent == self.head.len() && self.spool.unread() == 0
     }
 
+    /// The client has taken its head and all that came behind it.
+    fn begun_and_sent(&self) -> bool {
+        !self.head.is_empty() && self.all_sent()
+    }
+
     /// Gives the client what waits for it. True: something moved.
     fn send(&mut self, c: &Client<'_>, cx: &mut Context<'_>) -> bool {
         if self.all_sent() || c.stream.poll_writable(cx).is_pending() {
@@ -300,12 +305,16 @@ impl Pump {
         if attempt.sent() > before {
             self.app_silent = None;
         }
-        match self.spool.poll_ready(cx) {
-            Poll::Ready(Ok(())) => {}
+        let most = match self.spool.poll_ready(cx) {
+            Poll::Ready(Ok(())) => SIZE,
             Poll::Ready(Err(error)) => {
                 tracing::error!("a response could not be kept: {error} (spool-dir, spool-max)");
                 self.give_up(x, Reason::Internal);
                 return true;
+            }
+            // What the client takes at once needs no room; others may hold all of it for long.
+            Poll::Pending if self.begun_and_sent() && c.stream.poll_writable(cx).is_ready() => {
+                KEEP_WHEN_SHORT
             }
             Poll::Pending => {
                 if self.spool.blocked() && !x.record.stream && !x.record.paced {
@@ -315,10 +324,10 @@ impl Pump {
                 self.app_silent = None;
                 return false;
             }
-        }
+        };
         let mut buf = Scratch::take();
         let read = match &self.upstream {
-            Some((attempt, _)) => attempt.stream().poll_read(cx, &mut buf),
+            Some((attempt, _)) => attempt.stream().poll_read(cx, &mut buf[..most]),
             None => return false,
         };
         match read {

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use super::pace::Pace;
 use super::{Client, Exchange};
@@ -14,6 +15,8 @@ use crate::spool::{self, MAX_PUSH};
 
 /// Bytes of one body that are taken before other connections of the loop have their turn.
 const TURN: usize = 1024 * 1024;
+/// A disk may take so long at least, or others that hold all memory: `body-timeout` is about the client.
+const ROOM: Duration = Duration::from_secs(5);
 
 /// Receives and parses one head into the record. What came behind it stays in `x.input`. False: only
 /// empty lines have come, which some clients send behind a body (RFC 9112, 2.2).
@@ -125,13 +128,14 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
     let config = c.config();
     x.body.belongs_to(x.owner());
     let mut pace = Pace::new(c.timer.now(), x.record.request_length);
+    let mut waits_until = None;
     c.timer.set(config.body_timeout);
     // What came with the head.
     let mut input = std::mem::take(&mut x.input);
     let mut used = 0;
     let mut done = decoder.is_done();
     while !done && used < input.len() {
-        poll_fn(|cx| poll_room(c, x, cx)).await?;
+        poll_fn(|cx| poll_room(c, x, &mut waits_until, cx)).await?;
         let end = input.len().min(used + MAX_PUSH);
         let (payload, n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
         x.body.push(&input[used..used + payload]);
@@ -148,8 +152,11 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
         done = poll_fn(|cx| {
             let mut turn = 0;
             loop {
-                if let Err(reason) = ready!(poll_room(c, x, cx)) {
-                    return Poll::Ready(Err(reason));
+                match ready!(poll_room(c, x, &mut waits_until, cx)) {
+                    // Nothing was read of the client meanwhile: it is judged anew.
+                    Ok(Waited::Yes) => pace = Pace::new(c.timer.now(), x.record.request_length),
+                    Ok(Waited::No) => {}
+                    Err(reason) => return Poll::Ready(Err(reason)),
                 }
                 // The spool keeps it as it is, if that is worth it.
                 let mut piece = spool::piece();
@@ -237,15 +244,36 @@ fn take(
     Ok((payload, used, done))
 }
 
+/// Whether the client had to wait for us.
+enum Waited {
+    Yes,
+    No,
+}
+
 /// Ready when the spool takes more. That others give up memory or that the disk gets something done
-/// is not waited for longer than the client's next byte would be.
-fn poll_room(c: &Client<'_>, x: &mut Exchange, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+/// is not waited for for ever; the client's own time begins again after it.
+fn poll_room(
+    c: &Client<'_>,
+    x: &mut Exchange,
+    waits_until: &mut Option<Instant>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Waited, Reason>> {
+    let timeout = c.config().body_timeout;
     match x.body.poll_ready(cx) {
         Poll::Ready(Err(e)) => Poll::Ready(Err(spool_failed(&e))),
-        Poll::Pending if c.timer.expired() => {
-            Poll::Ready(Err(spool_failed(&io::ErrorKind::OutOfMemory.into())))
+        Poll::Ready(Ok(())) if waits_until.take().is_some() => {
+            c.timer.set(timeout);
+            Poll::Ready(Ok(Waited::Yes))
         }
-        ready => ready.map_err(|e| spool_failed(&e)),
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(Waited::No)),
+        Poll::Pending => {
+            let until = *waits_until.get_or_insert_with(|| c.timer.now() + timeout.max(ROOM));
+            if c.timer.now() >= until {
+                return Poll::Ready(Err(spool_failed(&io::ErrorKind::TimedOut.into())));
+            }
+            c.timer.set_at(until);
+            Poll::Pending
+        }
     }
 }
 

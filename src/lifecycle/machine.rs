@@ -51,11 +51,12 @@ pub(super) struct Plan {
 pub(super) enum Event {
     /// Any handled signal but CHLD.
     Signal(Signal),
-    /// The readiness probe succeeded; the text says what it saw.
+    /// It is ready; the text says by what.
     AppAnswered(String),
     /// It did not within boot-timeout; the text says what is missing.
     BootFailed(String),
-    ChildEnded(Exit),
+    /// And what it said last, ready to be appended.
+    ChildEnded(Exit, String),
     /// The command has ended, but a process that it has left takes its place.
     ChildReplaced(Exit),
     /// `POST /drain` on the admin listener.
@@ -168,6 +169,10 @@ impl Machine {
         }
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Draining(_) | Phase::Stopped(_))
+    }
+
     /// When a `Tick` is wanted, if no other event comes before. While draining that is soon, after
     /// what was to be done has had its effect.
     pub(super) fn next_tick(&self, now: Instant) -> Option<Instant> {
@@ -202,7 +207,7 @@ impl Machine {
                     self.begin(Cause::BootFailed(why), LAST_CALL, now, &mut todo);
                 }
             }
-            Event::ChildEnded(exit) => self.child_ended(exit, now, &mut todo),
+            Event::ChildEnded(exit, words) => self.child_ended(exit, &words, now, &mut todo),
             Event::ChildReplaced(exit) => self.child_replaced(exit, &mut todo),
             Event::DrainAsked => self.stop("drain", counts, now, &mut todo),
             Event::Tick => self.start_again(now, &mut todo),
@@ -271,7 +276,7 @@ impl Machine {
         }
     }
 
-    fn child_ended(&mut self, exit: Exit, now: Instant, todo: &mut Vec<Action>) {
+    fn child_ended(&mut self, exit: Exit, words: &str, now: Instant, todo: &mut Vec<Action>) {
         self.child = false;
         match &mut self.phase {
             Phase::Boot => {
@@ -280,6 +285,7 @@ impl Machine {
                 if exit == Exit::Code(0) {
                     why += ". Did it go to the background? It has to stay in the foreground";
                 }
+                why += words;
                 self.phase =
                     Phase::Stopped(Outcome { code: exit.code(), failure: Some(why), since: None });
             }
@@ -289,12 +295,14 @@ impl Machine {
                     restart.pause = FIRST_PAUSE;
                 }
                 let pause = restart.pause.as_secs();
-                todo.push(Action::Say(format!("app ended: {exit}; restarting in {pause} s")));
+                todo.push(Action::Say(format!(
+                    "app ended: {exit}; restarting in {pause} s{words}"
+                )));
                 restart.due = Some(now + restart.pause);
                 restart.pause = (restart.pause * 2).min(LAST_PAUSE);
             }
             Phase::Serving => {
-                todo.push(Action::Say(format!("app ended: {exit}")));
+                todo.push(Action::Say(format!("app ended: {exit}{words}")));
                 self.begin(Cause::ChildEnded(exit), self.plan.drain_timeout, now, todo);
                 todo.push(Action::AppGone);
             }

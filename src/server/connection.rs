@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Instant;
 
 use super::{Counted, Dormant, Gauge, Loop, parked};
@@ -64,7 +64,7 @@ impl Conn {
 
     /// The client has sent something that was not read: a close would be a reset.
     fn has_input(&self) -> bool {
-        self.stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_ready()
+        !self.stream.is_quiet()
     }
 }
 

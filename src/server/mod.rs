@@ -214,26 +214,16 @@ impl Server {
     }
 
     /// Takes a new configuration: what begins from now on goes by it, what is under way ends as it
-    /// began. Gives a sentence that says so, with the options that only a restart can change.
+    /// began. What a reload cannot change is as it was (`Config::keep_fixed`).
     ///
     /// # Errors
     /// The log cannot be opened; nothing is changed.
-    pub fn reload(&self, config: Arc<Config>) -> io::Result<String> {
-        let before = self.shared.settings();
-        let fixed = config.fixed_since(&before.config);
-        let settings = Settings::new(config, Some(&before))?;
-        let file = settings.config.config_file.as_ref();
-        let mut report = match file {
-            Some(file) => format!("read {} again", file.display()),
-            None => "there is no configuration file to read again".to_owned(),
-        };
-        if !fixed.is_empty() {
-            report += &format!("; needs a restart: {}", fixed.join(", "));
-        }
+    pub fn reload(&self, config: Arc<Config>) -> io::Result<()> {
+        let settings = Settings::new(config, Some(&self.shared.settings()))?;
         self.shared.upstreams.reconfigure(&settings.config);
         *self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
         self.shared.reloads.fetch_add(1, Release);
-        Ok(report)
+        Ok(())
     }
 
     /// Flushes the access log and joins its writer, at most `limit`.

@@ -127,14 +127,18 @@ impl Budget {
 
     /// Enough memory is in use that what only waits should not wait there (`Spool::relieve`).
     pub fn should_relieve(&self) -> bool {
-        self.worth_relieving() < usize::MAX
+        self.worth_relieving(0) < usize::MAX
     }
 
-    /// Bytes from which on a spool that only waits goes to disk.
-    pub(super) fn worth_relieving(&self) -> usize {
+    pub(super) fn memory_limit(&self) -> u64 {
+        self.memory.limit
+    }
+
+    /// Bytes from which on a spool that only waits goes to disk; `least` where much is in use.
+    pub(super) fn worth_relieving(&self, least: usize) -> usize {
         let (used, limit) = (self.memory_used(), self.memory.limit);
         if used > limit / 4 {
-            WORTH_A_FILE
+            least
         } else if used > limit / 16 {
             KEEP_WHEN_SHORT
         } else {

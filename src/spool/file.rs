@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use tokio::runtime::Handle;
@@ -42,6 +42,11 @@ struct Open {
     uncached: AtomicU64,
     /// Position behind the last byte written.
     written: AtomicU64,
+    /// The kernel could not write what it had taken: what is read back need not be what was written.
+    lost: AtomicBool,
+    /// Held while the kernel is asked for that, which it tells once: whoever reads what it has forgotten
+    /// must not miss that another is being told.
+    asking: Mutex<()>,
     /// It is among the files to be cleaned.
     listed: AtomicBool,
     /// Cleared when the file system turns out not to know holes.
@@ -93,7 +98,8 @@ pub(super) fn write(
             return Written { file: Some(file), rest: batch, error: None };
         }
         let bytes = chunk.len() as u64;
-        if let Err(error) = open.file.write_all_at(chunk, batch.start()) {
+        let written = open.not_lost().and_then(|()| open.file.write_all_at(chunk, batch.start()));
+        if let Err(error) = written {
             METRICS.spool_errors.add(1);
             return Written { file: Some(file), rest: batch, error: Some(error) };
         }
@@ -110,9 +116,9 @@ fn clean(budget: &Budget) {
             let open = file.open();
             open.listed.store(false, Relaxed);
             let (from, end) = (open.uncached.load(Relaxed), open.written.load(Relaxed));
-            // What cannot be written shows in the next write, or in the read.
-            let _ = sys::write_back(&open.file, from..end);
-            open.uncache();
+            if open.noticed(|file| sys::write_back(file, from..end)).is_ok() {
+                open.uncache();
+            }
             let before = open.uncached.fetch_max(end, Relaxed);
             open.cached.give_up_to(end.saturating_sub(before));
         }
@@ -140,6 +146,7 @@ pub(super) fn read(
     let open = file.open();
     data.resize(size, 0);
     open.file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
+    open.noticed(sys::written)?;
     if at < open.uncached.load(Relaxed) {
         // It is in the cache again by our reading.
         open.uncache();
@@ -174,6 +181,20 @@ impl Drop for Buffer {
 }
 
 impl Open {
+    /// Err: what is in the file cannot be trusted.
+    fn not_lost(&self) -> io::Result<()> {
+        if self.lost.load(Relaxed) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
+    }
+
+    /// Err: `ask`, now or before, has found that something could not be written.
+    fn noticed(&self, ask: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if ask(&self.file).is_err() && !self.lost.swap(true, Relaxed) {
+            METRICS.spool_errors.add(1);
+        }
+        self.not_lost()
+    }
+
     /// Drops what is on disk from the page cache. All of it: the kernel keeps pages that reach beyond
     /// the range that it is given, and they may be large.
     fn uncache(&self) {
@@ -194,6 +215,8 @@ impl SpillFile {
             cached: Lease::empty(&budget.cache, Owner::UNKNOWN),
             uncached: AtomicU64::new(start),
             written: AtomicU64::new(start),
+            lost: AtomicBool::new(false),
+            asking: Mutex::default(),
             listed: AtomicBool::new(false),
             punches: AtomicBool::new(true),
             _counted: counted,

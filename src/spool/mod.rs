@@ -43,7 +43,7 @@ pub const MAX_PUSH: usize = crate::scratch::SIZE;
 /// What a spool keeps in memory when more than a quarter of the budget is in use, the most that
 /// stays of a buffer read from disk when the reader stalls (less is not worth a read), and what a
 /// reader gets from disk even where memory is spent.
-const KEEP_WHEN_SHORT: usize = 8 * 1024;
+pub(crate) const KEEP_WHEN_SHORT: usize = 8 * 1024;
 /// What may gather behind a batch that is being written, while memory is plenty: fewer, larger
 /// writes.
 const GATHER: u64 = 192 * 1024;
@@ -227,7 +227,7 @@ impl Spool {
             let (keep, held) = (self.keep(), self.in_memory());
             let gathers = writing && self.budget.level(self.owner) == Level::Plenty;
             let room = if gathers { keep.max(GATHER) } else { keep };
-            if held <= room && self.budget.memory.has_room(self.owner, MAX_PUSH as u64) {
+            if held <= room && self.budget.memory.has_room(self.owner, self.next_push()) {
                 // A write that failed was of what may stay (`relieve`).
                 self.error = None;
                 return Poll::Ready(Ok(()));
@@ -239,7 +239,7 @@ impl Spool {
                 return Poll::Pending;
             }
             let (full, bytes) = if held == 0 {
-                (&self.budget.memory, MAX_PUSH as u64)
+                (&self.budget.memory, self.next_push())
             } else if self.start_write() {
                 continue;
             } else if self.limits.replay {
@@ -313,15 +313,24 @@ impl Spool {
         self.buffer = None;
     }
 
+    /// Bytes that may be read of a body before `poll_ready` was asked: with its head.
+    pub fn unasked(&self) -> usize {
+        match self.budget.level(Owner::UNKNOWN) {
+            Level::Plenty => MAX_PUSH,
+            Level::Short | Level::Spent => KEEP_WHEN_SHORT,
+        }
+    }
+
     /// What has not moved for a second goes to disk (invariant 4), unless little of the memory budget
     /// is in use. To be called by the owner whenever it finds itself waiting. True: this spool holds
     /// what may be worth that, so call again while it waits (`Budget::should_relieve`).
     pub fn relieve(&mut self) -> bool {
         self.take_finished_write();
-        if self.mem_bytes() <= WORTH_A_FILE {
+        let least = if self.file.is_some() { 0 } else { WORTH_A_FILE };
+        if self.mem_bytes() <= least {
             return false;
         }
-        if self.mem_bytes() > self.budget.worth_relieving() && self.writing.is_none() {
+        if self.mem_bytes() > self.budget.worth_relieving(least) && self.writing.is_none() {
             let at = self.read + self.pushed;
             match self.seen {
                 Some((seen, since)) if seen == at => {
@@ -348,6 +357,13 @@ impl Spool {
     /// Bytes of the body in memory that are not on their way to disk.
     fn in_memory(&self) -> u64 {
         self.pushed - self.memory.start()
+    }
+
+    /// Room in memory that the next push wants. A response leaves an eighth of the budget to requests:
+    /// where the disk is full, responses that nobody reads would hold all of it.
+    fn next_push(&self) -> u64 {
+        let left = if self.limits.replay { 0 } else { self.budget.memory_limit() / 8 };
+        MAX_PUSH as u64 + left
     }
 
     /// How many of them may stay now.

@@ -415,6 +415,49 @@ fn disk_that_fails_in_the_middle_loses_nothing_that_was_pushed() {
 }
 
 #[test]
+fn responses_without_a_disk_leave_memory_to_requests() {
+    run(async {
+        let (budget, _dir) = budgets(MIB, 0);
+        let mut responses: Vec<_> = (0..100).map(|_| Spool::new(&budget, RESPONSE)).collect();
+        let mut cx = Context::from_waker(Waker::noop());
+        for response in &mut responses {
+            while response.poll_ready(&mut cx).is_ready() {
+                response.push(&[1; MAX_PUSH]);
+            }
+        }
+        assert!(budget.memory_used() <= (MIB - MIB / 8) as u64, "{}", budget.memory_used());
+        let mut request = Spool::new(&budget, REQUEST);
+        ready(&mut request).await.unwrap();
+        request.push(&body(0, 100));
+        assert!(read_to_end(&mut request).await == body(0, 100));
+    });
+}
+
+#[test]
+fn stalled_reader_of_a_file_holds_no_memory_when_it_is_short() {
+    run(async {
+        let (budget, _dir) = budgets(2 * MIB, 64 * MIB);
+        let ballast = Lease::empty(&budget.memory, Owner::UNKNOWN);
+        ballast.grow(MIB as u64);
+        let mut spool = Spool::new(&budget, SpoolLimits { memory: 0, ..RESPONSE });
+        push_settled(&mut spool, &body(0, 100 * KIB)).await.unwrap();
+        settle().await;
+        ready(&mut spool).await.unwrap();
+        // Too little to be worth a file, were there none.
+        assert_eq!(data(&mut spool, 40 * KIB).await.len(), 40 * KIB);
+        spool.consume(39 * KIB);
+        assert!((1..=WORTH_A_FILE).contains(&spool.mem_bytes()), "{}", spool.mem_bytes());
+        assert!(spool.relieve());
+        stalls(&mut spool);
+        spool.relieve();
+        settle().await;
+        assert!(!spool.relieve());
+        assert_eq!((spool.mem_bytes(), budget.memory_used()), (0, ballast.bytes()));
+        assert!(read_to_end(&mut spool).await == body(39 * KIB, 61 * KIB));
+    });
+}
+
+#[test]
 fn full_disk_is_said_as_such() {
     run(async {
         let full = |_: &Path| File::options().read(true).write(true).open("/dev/full");
@@ -509,7 +552,7 @@ fn give_back_wakes_as_many_as_it_has_room_for() {
         let ballast = Lease::empty(&budget.memory, Owner::UNKNOWN);
         ballast.grow(MIB as u64);
         let woken: Vec<_> = (0..10).map(|_| Arc::new(Woken::default())).collect();
-        let mut spools: Vec<_> = woken.iter().map(|_| Spool::new(&budget, RESPONSE)).collect();
+        let mut spools: Vec<_> = woken.iter().map(|_| Spool::new(&budget, REQUEST)).collect();
         for (spool, woken) in spools.iter_mut().zip(&woken) {
             assert!(poll_ready(spool, woken).is_pending());
         }

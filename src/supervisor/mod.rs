@@ -8,8 +8,10 @@
 pub mod exec;
 pub mod handover;
 mod holders;
+pub mod notify;
 pub mod probe;
 pub mod signals;
+pub mod stderr;
 mod successor;
 pub mod workers;
 
@@ -22,6 +24,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use handover::AppListener;
+use notify::{NOTIFY_SOCKET, NotifySocket};
 
 pub use successor::signal_orphans;
 
@@ -32,13 +35,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `command` through the exec shim (`exec`), with our stdio and environment, the
-    /// descriptor limit that we were started with (`soft_limit`, None: ours is unchanged), and
-    /// `listener`, if there is one, as descriptor 3.
-    ///
-    /// stderr is not read on its way: through a pipe it would be no terminal, its lines would come
-    /// late and out of order with ours, and the app's last ones would be lost with us. What the app
-    /// says at its end stands directly above what we say about it.
+    /// Starts `command` through the exec shim (`exec`), with our stdio and environment, and what is
+    /// `given` to it.
     ///
     /// It shares our process group, so that a signal to the group reaches it as it would without
     /// us; at a terminal it has its own, so that an interrupt from the keyboard reaches us alone and
@@ -47,15 +45,18 @@ impl Child {
     /// # Errors
     /// Only when no process can be made. A command that cannot be run is the shim's end, with 127
     /// or 126.
-    pub fn start(
-        command: &[OsString],
-        soft_limit: Option<u64>,
-        listener: Option<&AppListener>,
-    ) -> io::Result<Child> {
+    pub fn start(command: &[OsString], given: Given<'_>) -> io::Result<Child> {
+        let Given { soft_limit, listener, stderr, notify } = given;
         let mut shim = Command::new("/proc/self/exe");
         handover::announce(&mut shim, listener.is_some());
-        // systemd's: readiness is ours to report, not the app's.
-        shim.env_remove("NOTIFY_SOCKET");
+        // systemd's own is not the app's: what is true of both is ours to report.
+        match notify {
+            Some(socket) => shim.env(NOTIFY_SOCKET, socket.path()),
+            None => shim.env_remove(NOTIFY_SOCKET),
+        };
+        if let Some(pipe) = stderr {
+            shim.stderr(pipe.for_child()?);
+        }
         if io::stdin().is_terminal() {
             shim.process_group(0);
         }
@@ -74,6 +75,19 @@ impl Child {
     pub fn signal(&self, signal: Signal) {
         let _ = rustix::process::kill_process(self.pid, signal);
     }
+}
+
+/// What the command gets from us.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// The descriptor limit that we were started with. None: ours is unchanged.
+    pub soft_limit: Option<u64>,
+    /// Its descriptor 3.
+    pub listener: Option<&'a AppListener>,
+    /// None: our own.
+    pub stderr: Option<&'a stderr::Pipe>,
+    /// Where it may say that it is ready.
+    pub notify: Option<&'a NotifySocket>,
 }
 
 /// How the command ended.

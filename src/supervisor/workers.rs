@@ -144,11 +144,6 @@ impl Workers {
     pub fn found(&self) -> bool {
         self.master.is_some()
     }
-
-    /// It goes by what listens there.
-    pub fn is_of(&self, upstream: &UpstreamAddr) -> bool {
-        self.upstream == *upstream
-    }
 }
 
 /// Which of the numbers that were seen counts.
@@ -161,13 +156,22 @@ struct Count {
     seen: Vec<Pid>,
     /// Since when these are the ones.
     since: Instant,
+    /// When a request was seen at the app last that is older than these.
+    older_at: Instant,
     /// The last look could tell.
     known: bool,
 }
 
 impl Count {
     fn new(configured: Option<usize>, now: Instant) -> Count {
-        Count { limit: configured, taken: configured, seen: Vec::new(), since: now, known: false }
+        Count {
+            limit: configured,
+            taken: configured,
+            seen: Vec::new(),
+            since: now,
+            older_at: now,
+            known: false,
+        }
     }
 
     /// True: they are others than before.
@@ -182,14 +186,18 @@ impl Count {
 
     /// Some: the number that counts is another one now.
     fn settle(&mut self, older: bool, now: Instant) -> Option<usize> {
+        if older {
+            self.older_at = now;
+        }
         if !self.known || now - self.since < STABLE {
             return None;
         }
         let alive = self.seen.len().max(1);
         let limit = self.limit.get_or_insert(alive);
         // Old workers beside new ones (HUP): those that are still there are at their last request and
-        // take no other. When what was in flight has ended, whoever is left serves (TTIN).
-        if alive > *limit && !older {
+        // take no other. Whoever is left a while after the end of what was in flight serves (TTIN): a
+        // worker has answered before it ends.
+        if alive > *limit && now - self.older_at >= STABLE {
             *limit = alive;
         }
         self.take(alive)
@@ -267,8 +275,10 @@ mod tests {
         // HUP; two new ones, and worker 1 has a long request.
         assert_eq!(run.at(2.0, &[1, 3, 4], true), None);
         assert_eq!(run.at(9.0, &[1, 3, 4], true), None);
-        assert_eq!(run.at(9.5, &[3, 4], false), None);
-        assert_eq!(run.at(10.5, &[3, 4], false), None);
+        // It has answered, and is not gone yet.
+        assert_eq!(run.at(9.1, &[1, 3, 4], false), None);
+        assert_eq!(run.at(9.6, &[3, 4], false), None);
+        assert_eq!(run.at(10.6, &[3, 4], false), None);
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl Attempt {
         if let Poll::Ready(Err(e)) = self.poll_sent(cx, head, body) {
             return Poll::Ready(Err(Failure::Own(e)));
         }
-        self.poll_head(cx, response, method)
+        self.poll_head(cx, body.unasked(), response, method)
     }
 
     /// Writes what can be written. Ready when there is nothing more to be written; Err: the spool
@@ -222,6 +222,7 @@ impl Attempt {
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
+        most: usize,
         response: &mut ResponseHead,
         method: &[u8],
     ) -> Poll<Result<Event, Failure>> {
@@ -232,11 +233,11 @@ impl Attempt {
         }
         loop {
             let mut buf = Scratch::take();
-            let read = match self.look(cx, &mut buf) {
+            let read = match self.look(cx, &mut buf[..most]) {
                 Some(read) => read,
                 None => {
                     self.stream.watch().map_err(Failure::Own)?;
-                    self.stream.poll_read(cx, &mut buf)
+                    self.stream.poll_read(cx, &mut buf[..most])
                 }
             };
             let n = match ready!(read) {

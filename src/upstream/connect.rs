@@ -6,6 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::Slot;
 use super::queue::Unreachable;
 use crate::config::UpstreamAddr;
@@ -44,10 +46,11 @@ pub(crate) async fn connect(
         if gone(&error) {
             return Err(error);
         }
-        if slot.unreachable(begun.elapsed()) == Unreachable::Move {
+        let ours = is_ours(&error);
+        if !ours && slot.unreachable(begun.elapsed()) == Unreachable::Move {
             return Ok(Tried::Move);
         }
-        if !worth_waiting(&error) || Instant::now() + pause > until {
+        if !(ours || worth_waiting(&error)) || Instant::now() + pause > until {
             return Err(error);
         }
         tokio::time::sleep(pause).await;
@@ -60,6 +63,12 @@ pub(crate) async fn connect(
 fn worth_waiting(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock};
     matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | WouldBlock | TimedOut)
+}
+
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: there was no socket to connect with, which says nothing of the app.
+fn is_ours(error: &io::Error) -> bool {
+    let of = Errno::from_io_error(error);
+    matches!(of, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 async fn once(slot: &Slot) -> io::Result<Stream> {

@@ -377,8 +377,7 @@ impl Slot {
                 let newest = kept.len().checked_sub(1)?;
                 kept.remove(own.unwrap_or(newest))
             };
-            let quiet = stream.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending();
-            if quiet && now - since < limit {
+            if stream.is_quiet() && now - since < limit {
                 return Some(stream);
             }
         }

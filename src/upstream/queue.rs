@@ -191,13 +191,13 @@ impl<W> Queue<W> {
         }
     }
 
-    /// A slot, if nobody waits and all upstreams are up. What most requests come through, without the
-    /// time.
+    /// A slot, if nobody waits and all upstreams that have any are up. What most requests come through,
+    /// without the time.
     pub(crate) fn enter_at_once(
         &mut self,
         again: Option<(Ticket, Index)>,
     ) -> Option<(Index, Ticket)> {
-        let up = |upstream: &Upstream| matches!(upstream.health, Health::Up);
+        let up = |upstream: &Upstream| upstream.slots == 0 || matches!(upstream.health, Health::Up);
         if !self.line.is_empty() || !self.upstreams.iter().all(up) {
             return None;
         }

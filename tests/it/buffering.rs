@@ -364,7 +364,7 @@ fn memory_that_only_waits_goes_to_disk_when_it_is_short() {
     reader.head();
     let mut upload = proxy.connect();
     upload.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
-    upload.send(&body[..50_000]);
+    upload.send(&body[..30_000]);
     until(|| spooled("memory") >= 300_000);
     assert_eq!(spooled("disk"), 0);
     // Many small ones make it more: what has not moved for a second makes room.
@@ -374,7 +374,7 @@ fn memory_that_only_waits_goes_to_disk_when_it_is_short() {
         upload.send(&body[..7_000]);
     }
     until(|| spooled("disk") >= 300_000 && spooled("memory") <= 400_000);
-    upload.send(&body[50_000..100_000]);
+    upload.send(&body[30_000..100_000]);
     assert!(upload.response().body == body, "changed on the way");
     assert!(reader.exact(500_000) == body, "changed on the way");
 }

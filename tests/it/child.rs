@@ -2,14 +2,17 @@
 //! means for requests is in `lifecycle` and `shutdown`.)
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getpgrp, kill_process, kill_process_group};
 use tempfile::TempDir;
 
-use crate::support::{App, GUARD, Proxy, bufproxy, unix_path};
+use crate::support::{App, GUARD, Proxy, bufproxy, ok, unix_path, until};
 
 /// Our arguments up to the command. The port opens at once: no answer is needed.
 fn arguments(dir: &TempDir) -> Vec<String> {
@@ -128,6 +131,197 @@ fn exit_codes_are_those_of_a_shell() {
         let output = run(command);
         assert_eq!(output.status.code(), Some(code), "{command:?}");
         assert!(stderr(&output).contains(said), "{command:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn what_the_app_said_last_is_in_the_message_when_it_dies_before_it_has_answered() {
+    let script = r#"echo starting >&2; printf 'no \033[1mdatabase\n\n' >&2; exit 3"#;
+    let words = r#"its last words: "no \u{1b}[1mdatabase""#;
+    let early = run(&["sh", "-c", script]);
+    let said = format!("bufproxy: app ended: exit code 3; {words}");
+    assert!(stderr(&early).lines().any(|line| line == said), "{}", stderr(&early));
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", "unix:app.sock", "--"]);
+    let output = command.args(["sh", "-c", script]).output().unwrap();
+    // Ours of the start may come before or after its first.
+    let boot = |line: &&str| line.starts_with("bufproxy 0");
+    let lines: Vec<&str> = stderr(&output).lines().filter(|line| !boot(line)).collect();
+    let command = r#"sh -c echo starting >&2; printf 'no \033[1mdatabase\n\n' >&2; exit 3"#;
+    let message =
+        format!("bufproxy: error: app ended before it answered: exit code 3 ({command}); {words}");
+    assert_eq!(lines, ["starting", "no \x1b[1mdatabase", "", message.as_str()]);
+}
+
+#[test]
+fn what_the_app_says_while_it_does_not_answer_is_in_the_message_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", "unix:app.sock"]);
+    command.args(["--boot-timeout", "500ms", "--", "sh", "-c", "echo no key >&2; exec sleep 60"]);
+    let output = command.output().unwrap();
+    let last = stderr(&output).lines().last().unwrap();
+    assert!(last.contains("within boot-timeout 0.5s: the socket does not exist."), "{last}");
+    assert!(last.ends_with("; its last words: \"no key\""), "{last}");
+}
+
+#[test]
+fn stderr_of_the_app_arrives_whole_and_in_order() {
+    // Slowly, then 1 MB at once; at the end a line without an end, and somebody who goes on.
+    let script = r#"for i in 1 2 3 4 5; do echo "slow $i" >&2; sleep 0.03; done
+        i=0; while [ $i -lt 20000 ]; do echo "$i 345678901234567890123456789012345678901234567" >&2; i=$((i+1)); done
+        head -c 9000 /dev/zero | tr '\0' x >&2; echo >&2
+        (while echo noise >&2; do :; done) > /dev/null &
+        printf 'no end' >&2; exit 3"#;
+    let output = run(&["sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(3));
+    let mut expected: Vec<String> = (1..=5).map(|i| format!("slow {i}")).collect();
+    let line = |i| format!("{i} 345678901234567890123456789012345678901234567");
+    expected.extend((0..20_000).map(line));
+    expected.push("x".repeat(9000));
+    let mut lines = stderr(&output).lines().map(|line| line.replace("noise", ""));
+    let mut said = lines.by_ref().filter(|line| !line.is_empty() && !line.starts_with("bufproxy"));
+    for expected in expected {
+        assert_eq!(said.next().unwrap(), expected);
+    }
+    assert_eq!(said.next().unwrap(), "no end");
+    assert_eq!(said.next(), None);
+    let ours = stderr(&output).lines().filter(|line| line.contains("app ended: exit code 3"));
+    assert!(ours.clone().count() == 1 && ours.clone().all(|line| line.starts_with("bufproxy: ")));
+}
+
+#[test]
+fn stderr_that_nobody_reads_holds_the_app_and_not_us() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = App::answering(ok("served"));
+    let front = dir.path().join("front.sock");
+    let mut command = bufproxy(dir.path());
+    command.arg("--listen").arg(format!("unix:{}", front.display()));
+    command.args(["--open-port", "early", "--drain-timeout", "4s", "--upstream", app.address()]);
+    command.args(["--", "sh", "-c", "while :; do echo is there anybody >&2; done"]);
+    let (_unread, full) = std::io::pipe().unwrap();
+    command.stdout(Stdio::null()).stderr(full.try_clone().unwrap());
+    let mut proxy = command.spawn().unwrap();
+    until(|| front.exists());
+    let pid = Pid::from_child(&proxy);
+    let writable = || poll(&mut [PollFd::new(&full, PollFlags::OUT)], Some(&Timespec::default()));
+    until(|| writable().unwrap() == 0);
+    let mut client = UnixStream::connect(&front).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("served"), "{answer}");
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(proxy.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn stderr_that_is_gone_does_the_app_no_harm() {
+    let script = "i=0; while [ $i -lt 20000 ]; do echo 0123456789 >&2 || exit 9; i=$((i+1)); done
+                  echo done";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(arguments(&dir)).args(["sh", "-c", script]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stderr(writer).stdout(Stdio::piped()).spawn().unwrap();
+    let output = output.wait_with_output().unwrap();
+    assert_eq!((stdout(&output), output.status.code()), ("done\n", Some(0)));
+    let output = run_in(under_shell("exec 2>&-"), &["sh", "-c", script]);
+    assert_eq!((stdout(&output), output.status.code()), ("done\n", Some(0)));
+}
+
+#[test]
+fn stderr_of_the_next_process_arrives_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    let mut arguments = arguments(&dir);
+    arguments.splice(0..0, ["--restart", "on"].map(String::from));
+    command.args(arguments).args(["sh", "-c", "echo x >> n; echo start $(wc -l < n) >&2; exit 1"]);
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stderr.wait_for(|line| line == "start 2");
+    let said = proxy.stderr.wait_for(|line| line.contains("restarting in 2 s"));
+    let expected = "app ended: exit code 1; restarting in 2 s; its last words: \"start 2\"";
+    assert_eq!(said, format!("bufproxy: {expected}"));
+}
+
+#[test]
+fn terminal_stays_the_apps_own() {
+    const PTY: &str = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+    let pty = |bufproxy: Command| {
+        let mut python = Command::new("python3");
+        python.args(["-c", PTY]).arg(bufproxy.get_program()).stdin(Stdio::null());
+        python.current_dir(bufproxy.get_current_dir().unwrap());
+        python
+    };
+    let output = run_in(pty, &["sh", "-c", "[ -t 2 ] && echo 'it is one' >&2; exit 3"]);
+    assert!(stdout(&output).contains("it is one"), "{output:?}");
+    assert!(stdout(&output).contains("app ended: exit code 3\r\n"), "{output:?}");
+    let output = run(&["sh", "-c", "[ -t 2 ] || echo 'it is none' >&2; exit 3"]);
+    assert!(stderr(&output).contains("it is none"), "{output:?}");
+}
+
+#[test]
+fn ready_1_of_the_app_opens_the_port_and_nothing_else_does() {
+    const APP: &str = "
+import os, socket, sys, time
+told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+told.connect(os.environ['NOTIFY_SOCKET'])
+def say(*words):
+    # More than the kernel keeps for somebody who does not read.
+    for _ in range(100):
+        for word in words:
+            told.send(word)
+    print('said', flush=True)
+say(b'STATUS=READY=1', b'READY=0', b'READY=1\\nSTATUS=Gunicorn arbiter booted')
+while not os.path.exists('gate'):
+    time.sleep(0.002)
+say(b'STATUS=up\\nREADY=1')
+say(b'WATCHDOG=1')
+time.sleep(60)
+";
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let gate = dir.path().join("gate");
+    let mut command = bufproxy(dir.path());
+    command.env("TMPDIR", temporary.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir));
+    command.args(["--", "python3", "-c", APP]);
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stdout.wait_for(|line| line == "said");
+    let refused = std::net::TcpStream::connect(proxy.addr).map_err(|e| e.kind());
+    assert_eq!(refused.err(), Some(std::io::ErrorKind::ConnectionRefused));
+    std::fs::write(gate, "").unwrap();
+    let line = proxy.stderr.wait_for(|line| line.contains("port open"));
+    assert!(line.starts_with("bufproxy: app said READY=1 after "), "{line}");
+    proxy.stdout.wait_for_nth(3, |line| line == "said");
+    assert_eq!(proxy.stop().code, 0);
+    let left = |name: &str| name.starts_with("bufproxy-");
+    let names =
+        std::fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.into_iter().any(|name| left(&name.to_string_lossy())));
+}
+
+#[test]
+fn ready_1_is_not_asked_of_gunicorn_nor_where_something_else_was_chosen() {
+    for (name, option, given) in [
+        ("gunicorn", &[][..], false),
+        ("app", &["--ready-path", "/up"], false),
+        ("app", &["--ready-file", "up"], false),
+        ("app", &[], true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(name);
+        let script = format!("printf '#!/bin/sh\necho ${{NOTIFY_SOCKET:+given}}\n' > {name}");
+        let mut made = Command::new("sh");
+        made.args(["-c", &format!("{script}; chmod +x {name}")]);
+        assert!(made.current_dir(&dir).status().unwrap().success());
+        let mut command = bufproxy(dir.path());
+        command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir)).args(option);
+        let output = command.env("NOTIFY_SOCKET", "/systemd").arg("--").arg(program);
+        let output = output.output().unwrap();
+        assert_eq!(stdout(&output).trim() == "given", given, "{name} {option:?}: {output:?}");
     }
 }
 

@@ -220,6 +220,20 @@ fn body_that_looks_like_a_request_stays_a_body() {
 }
 
 #[test]
+fn request_without_a_length_has_no_body() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /1 HTTP/1.1\r\nHost: a\r\n\r\nPOST /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+    for target in ["/1", "/2"] {
+        let (worker, request) = app.request();
+        assert_eq!((request.target(), request.text().as_str()), (target, ""));
+        worker.reply(target);
+        assert_eq!(client.response().text(), target);
+    }
+}
+
+#[test]
 fn responses_without_a_body_have_none() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

@@ -57,7 +57,8 @@ fn an_app_that_boots_is_not_said_to_have_no_workers() {
     std::fs::write(dir.path().join("gunicorn.conf.py"), "import time\n\ntime.sleep(2)\n").unwrap();
     let mut command = bufproxy(dir.path());
     command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
-    command.args(SYNC).args(["--chdir"]).arg(repository()).arg("--config");
+    // None at all would be taken for one, the least: of one alone nothing would be said.
+    command.args(["--workers", "2", "--chdir"]).arg(repository()).arg("--config");
     command.arg(dir.path().join("gunicorn.conf.py")).arg("tests.apps.wsgi:app");
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     let proxy = open(command, dir);
@@ -285,6 +286,29 @@ fn reuse_port_is_named_before_it_does_harm() {
     let exit = proxy.wait();
     let said = exit.stderr.last().unwrap();
     assert!(exit.code == 1 && said.contains("has not taken the socket"), "{exit:?}");
+}
+
+#[test]
+fn app_that_cannot_be_imported_is_named_in_the_last_line() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("broken.py"), "import nope\n").unwrap();
+    for module in ["broken:app", "absent:app"] {
+        let mut command = bufproxy(dir.path());
+        command.args(["--listen", "127.0.0.1:0", "--"]).arg(venv().join("gunicorn"));
+        command.args(["--workers", "2"]).arg(module).env("PYTHONDONTWRITEBYTECODE", "1");
+        let output = command.output().unwrap();
+        // 1 where gunicorn fails to halt, because the second worker has ended meanwhile.
+        let code = output.status.code().unwrap();
+        assert!(code == 3 || code == 1, "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let name = if module == "broken:app" { "nope" } else { "absent" };
+        let words =
+            format!("its last words: \"ModuleNotFoundError: No module named '{name}'\" … \"");
+        let last = said.lines().last().unwrap();
+        let ended = format!("bufproxy: error: app ended before it answered: exit code {code} (");
+        assert!(last.starts_with(&ended) && last.contains(&words), "{said}");
+        assert!(last.contains("Worker failed to boot."), "{said}");
+    }
 }
 
 /// The process in gunicorn's pid file, when that is there.

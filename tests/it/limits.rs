@@ -473,6 +473,67 @@ fn upload_does_not_wait_for_memory_for_ever() {
 }
 
 #[test]
+fn what_is_read_ahead_of_its_turn_is_little() {
+    const CLIENTS: usize = 200;
+    let post = "POST / HTTP/1.1\r\nHost: a\r\n";
+    let cases = [
+        ("a body that waits for memory", format!("{post}Content-Length: 100000\r\n\r\n")),
+        ("requests behind one", "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+    ];
+    for (n, (case, first)) in cases.iter().enumerate() {
+        let app = App::unix();
+        let memory = if n == 0 { "64k" } else { "32m" };
+        let no_disk = ["--response-memory", "16k", "--response-spool-max", "16k"];
+        let options = [&["--memory", memory, "--concurrency", "1"], &no_disk[..]].concat();
+        let proxy = Proxy::start(&app, &options);
+        // One that reads nothing has the worker, and with it all of 64k.
+        let mut unread = proxy.connect_slow();
+        unread.get("/unread");
+        let (mut worker, _) = app.request();
+        worker.set_write_timeout(Duration::from_millis(100));
+        worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+
+        let connect = |_| proxy.connect();
+        let mut clients: Vec<_> = (0..CLIENTS).map(connect).collect();
+        proxy.settle();
+        let resident = || proxy.status_field("VmRSS").parse::<usize>().unwrap();
+        let before = resident();
+        for client in &mut clients {
+            // The head first: what comes behind it comes in one read.
+            client.send(first);
+            client.send([b'x'; 40_000]);
+        }
+        proxy.settle();
+        let each = resident().saturating_sub(before) / CLIENTS;
+        assert!(each < 30, "{case}: {each} KiB each");
+    }
+}
+
+#[test]
+fn client_that_reads_does_not_wait_for_those_that_do_not() {
+    let app = App::unix();
+    let options = ["--memory", "64k", "--response-memory", "16k", "--response-spool-max", "16k"];
+    let proxy = Proxy::start(&app, &options);
+    let mut unread = proxy.connect_slow();
+    unread.get("/unread");
+    let (mut worker, _) = app.request();
+    worker.set_write_timeout(Duration::from_millis(100));
+    worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+
+    let body = crate::support::pattern(1024 * 1024);
+    let mut reader = proxy.connect();
+    reader.get("/read");
+    let (mut worker, _) = app.request();
+    let sends = std::thread::spawn({
+        let response = ok(&body);
+        move || worker.send(response)
+    });
+    assert!(reader.response().body == body, "the body was changed on the way");
+    sends.join().unwrap();
+    assert_eq!(proxy.record("/read").get("end"), "ok");
+}
+
+#[test]
 fn client_that_sends_on_after_a_refusal_is_not_read_for_ever() {
     let app = App::unix();
     for (timeout, least, most) in [("100ms", 0, usize::MAX), ("10m", 16 << 20, 64 << 20)] {

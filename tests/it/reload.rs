@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{App, Client, GUARD, Proxy, ok, until};
+use crate::support::{App, Client, GUARD, Proxy, bufproxy, ok, repository, unix_path, until};
 
 /// A proxy with a configuration file, and where that is.
 fn with_file(app: &App, text: &str) -> (Proxy, PathBuf, tempfile::TempDir) {
@@ -65,6 +65,54 @@ fn option_that_needs_a_restart_is_named() {
     fs::write(&file, "threads = 2\nspool-max = \"2g\"\n").unwrap();
     let said = reload(&proxy, 1);
     assert!(said.ends_with("; needs a restart: threads, spool-max"), "{said}");
+    // For as long as it does.
+    fs::write(&file, "threads = 2\n").unwrap();
+    let again = reload(&proxy, 2);
+    assert!(again.ends_with("; needs a restart: threads"), "{again}");
+    fs::write(&file, "").unwrap();
+    proxy.signal(Signal::HUP);
+    let file = file.display();
+    proxy.stderr.wait_for(|line| line == format!("bufproxy: HUP: read {file} again"));
+}
+
+#[test]
+fn what_is_odd_in_the_new_file_is_said() {
+    let app = App::answering(ok("x"));
+    let (proxy, file, _dir) = with_file(&app, "");
+    fs::write(&file, "ready-path = \"/up\"\n").unwrap();
+    reload(&proxy, 1);
+    let warning = proxy.stderr.wait_for(|line| line.starts_with("bufproxy: warning: "));
+    assert!(warning.contains("ready-path"), "{warning}");
+}
+
+#[test]
+fn address_of_a_wrapped_app_stays() {
+    for passed in ["off", "on"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, file) = (unix_path(&dir), dir.path().join("bufproxy.toml"));
+        let text = |socket: &Path| format!("upstream = \"unix:{}\"\n", socket.display());
+        fs::write(&file, text(&socket)).unwrap();
+        let mut command = bufproxy(dir.path());
+        command.args(["--listen", "127.0.0.1:0", "--restart", "on", "--pass-socket", passed]);
+        command.args(["--", "python3"]).arg(repository().join("tests/apps/worker.py"));
+        command.arg(if passed == "on" { Path::new("-") } else { &socket });
+        let proxy = Proxy::spawn(command, dir);
+        proxy.stderr.wait_for(|line| line.contains("port open"));
+        fs::write(&file, text(Path::new("/nowhere.sock"))).unwrap();
+        let said = reload(&proxy, 1);
+        assert!(said.ends_with(" again; needs a restart: upstream"), "{said}");
+        let pid = || {
+            let mut client = proxy.connect();
+            client.get("/pid");
+            let response = client.response();
+            assert_eq!(response.status(), 200, "{passed}");
+            response.text()
+        };
+        let first = pid();
+        kill_process(Pid::from_raw(first.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+        proxy.stderr.wait_for(|line| line.contains("restarting in 1 s"));
+        assert_ne!(pid(), first);
+    }
 }
 
 #[test]

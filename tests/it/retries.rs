@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+
 use crate::support::{App, Proxy, pattern, unix_path};
 
 const POST: &str = "POST /order HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\norder";
@@ -227,6 +229,30 @@ fn full_backlog_is_waited_out() {
     client.assert_silent();
     drop(waiting);
     drop(app.accept());
+    app.request().0.reply("room now");
+    assert_eq!(client.response().text(), "room now");
+}
+
+#[test]
+fn want_of_descriptors_is_waited_out() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/before");
+    app.request().0.reply("");
+    client.response();
+    let mut others = [proxy.connect(), proxy.connect()];
+    proxy.settle();
+    let pid = Some(proxy.pid());
+    let none = Rlimit { current: Some(1), maximum: getrlimit(Resource::Nofile).maximum };
+    let before = prlimit(pid, Resource::Nofile, none).unwrap();
+    client.send(POST);
+    for other in &mut others {
+        other.send("settle\r\n\r\n");
+        assert_eq!(other.response().status(), 400);
+    }
+    client.assert_silent();
+    prlimit(pid, Resource::Nofile, before).unwrap();
     app.request().0.reply("room now");
     assert_eq!(client.response().text(), "room now");
 }

@@ -12,7 +12,11 @@ const BACKLOG: usize = 1 << 20;
 fn pipe(backlog: usize) -> (io::PipeReader, io::PipeWriter, LogWriter) {
     let (reader, writer) = io::pipe().unwrap();
     let file = File::from(OwnedFd::from(writer.try_clone().unwrap()));
-    (reader, writer, LogWriter::start("test log", file, None, backlog).unwrap())
+    (
+        reader,
+        writer,
+        LogWriter::start("test log", Sink::shared(file).unwrap(), None, backlog).unwrap(),
+    )
 }
 
 /// Lines that this log has lost and not yet reported.
@@ -231,13 +235,13 @@ fn lost_lines_are_said_once_when_they_begin_and_once_when_they_end() {
         let mut thread = Thread {
             name: "access log",
             shared: Arc::default(),
-            sink: Sink::new(OpenOptions::new().write(true).open("/dev/full").unwrap(), false),
+            sink: Sink::shared(OpenOptions::new().write(true).open("/dev/full").unwrap()).unwrap(),
             path: None,
             failing: false,
         };
         thread.write(b"one\ntwo\n", None);
         thread.write(b"three\n", None);
-        thread.sink.file = File::create(dir.path().join("log")).unwrap();
+        lock(&thread.sink).file = File::create(dir.path().join("log")).unwrap();
         thread.write(b"four\n", None);
         thread.write(b"five\n", None);
     });

@@ -64,7 +64,7 @@ fn signal(signal: Signal) -> Event {
 }
 
 fn ended(code: i32) -> Event {
-    Event::ChildEnded(Exit::Code(code))
+    Event::ChildEnded(Exit::Code(code), String::new())
 }
 
 fn say(line: &str) -> Action {
@@ -230,7 +230,7 @@ fn an_app_that_ends_by_itself_ends_us_with_its_code_after_delivery() {
 #[test]
 fn an_app_that_died_leaves_no_more_than_the_drain_timeout() {
     let mut run = Run::serving(|_| {});
-    run.at(0.0, Event::ChildEnded(Exit::Signal(9)), DELIVERING);
+    run.at(0.0, Event::ChildEnded(Exit::Signal(9), String::new()), DELIVERING);
     run.tick(0.1, DELIVERING);
     assert_eq!(run.tick(25.0, DELIVERING), [], "there is nobody to kill");
     assert_eq!(run.code(), Some(137));
@@ -246,7 +246,7 @@ fn a_term_that_reached_the_app_first_is_a_stop_that_was_asked_for() {
         (Exit::Signal(9), 137),
     ] {
         let mut run = Run::serving(|_| {});
-        run.at(0.0, Event::ChildEnded(exit), DELIVERING);
+        run.at(0.0, Event::ChildEnded(exit, String::new()), DELIVERING);
         run.at(0.1, signal(Signal::TERM), DELIVERING);
         run.tick(1.0, NONE);
         assert_eq!(run.code(), Some(code), "{exit}");

@@ -287,6 +287,10 @@ enum Policy {
     NewestFirst,
     /// The oldest that has this much left of its patience, which no proxy knows; else the newest.
     InTime(f64),
+    /// The same, and those that have less left are not served. Where all work takes this long, nobody
+    /// can answer more of these clients in time: who comes first has to be begun first, and work begun
+    /// later than that is lost.
+    Best(f64),
 }
 
 /// The goodput of another policy at the same site: clients, a line, workers, nothing else.
@@ -320,6 +324,11 @@ fn goodput_of(policy: Policy, site: Site, seed: u64) -> f64 {
                 let next = line.partition_point(|(came, _)| came + patience < now + micros(left));
                 line.remove(next).or_else(|| line.pop_back())
             }
+            Policy::Best(left) => {
+                let lost = line.partition_point(|(came, _)| came + patience < now + micros(left));
+                line.drain(..lost);
+                line.pop_front()
+            }
         };
         let Some((came, work)) = next else {
             free_at.push(Reverse(now));
@@ -350,6 +359,15 @@ fn in_overload_nine_tenths_of_the_work_is_for_clients_that_still_wait() {
 }
 
 /// `cargo test --release --lib simulation -- --ignored`
+///
+/// With a single worker of 100 ms, or two and a patience of 0.5 s, the bound is not reached in each half
+/// minute at 1.2 times the load: 300 requests are served meanwhile (600), and how many come is chance,
+/// too. One worker and a patience of 0.5 s, 200 seeds that were used for nothing else: 87 below 0.90, the
+/// least 0.83, the mean 0.904; patience of 1 s: 10, 0.87, 0.943. Newest first from the first to the last,
+/// without a proxy, is the same (85, 0.83, 0.902; 7, 0.87, 0.947). Whoever knows the patience of all
+/// clients and serves each as late as can be reaches 0.897 and 0.930 at the least, and answers nobody
+/// soon. The oldest of those who came in the last 0.3 s, else the newest, would reach a mean of 0.94 with
+/// one worker, and answer after 390 ms instead of 110 at three times the load of four.
 #[test]
 #[ignore = "a minute of release build"]
 fn in_overload_at_many_sites() {
@@ -359,12 +377,18 @@ fn in_overload_at_many_sites() {
                 for patience in [0.5, 1.0, 10.0] {
                     let work = Work::Fixed(time);
                     let site = Site { load, patience, workers, work, seconds: 30.0, ..SITE };
-                    for seed in 1000..1000 + 400 / workers as u64 {
+                    let few = (time, load) == (0.1, 1.2) && workers as f64 * patience <= 1.0;
+                    let seeds = 1000..1000 + 400 / workers as u64;
+                    let mut sum = 0.0;
+                    for seed in seeds.clone() {
                         let ours = run(site, seed).goodput;
-                        // One or two workers are idle now and then at 1.2 times their load.
-                        let most = goodput_of(Policy::NewestFirst, site, seed);
-                        assert!(ours >= 0.9_f64.min(0.95 * most), "{ours} {most} {site:?} {seed}");
+                        let best =
+                            if few { goodput_of(Policy::Best(time), site, seed) } else { 1.0 };
+                        assert!(ours >= 0.9 * best, "{ours} of {best}: {site:?} {seed}");
+                        sum += ours;
                     }
+                    let mean = sum / seeds.count() as f64;
+                    assert!(mean >= 0.9, "{mean} {site:?}");
                 }
             }
         }

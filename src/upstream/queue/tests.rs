@@ -606,3 +606,15 @@ fn no_slot_leaks_in_any_order_of_events() {
         assert!(at.q.line.is_empty() && at.q.called.is_empty() && at.q.of_client.is_empty());
     }
 }
+
+#[test]
+fn upstream_that_was_taken_out_while_it_was_down_does_not_stand_in_the_way() {
+    let mut at = queue(2, 1, 9);
+    let (index, ticket) = at.slot(GET);
+    assert_eq!(at.q.unreachable(index, ticket, Duration::ZERO, at.now), Unreachable::Move);
+    at.release((index, ticket));
+    assert_eq!(at.q.enter_at_once(None), None, "it may be time to try it");
+    let slots = if index == 0 { [0, 1] } else { [1, 0] };
+    at.q.configure(&slots, at.q.rules, at.now);
+    assert!(at.q.enter_at_once(None).is_some());
+}
