@@ -10,11 +10,13 @@ use super::prompt;
 use crate::error::Reason;
 use crate::http1::{Limits, ResponseHead, Violation};
 use crate::net::{self, Stream};
-use crate::scratch::{self, Filled, Scratch};
+use crate::scratch::{Filled, Scratch};
 use crate::spool::Spool;
 
 /// The longest first write: gunicorn's `recv(8192)` takes such a write whole or not at all.
 const PROVABLE: usize = 8192;
+/// Bytes of a spool file that are read for one write: a chunk that is kept for the next.
+const FILE_READ: usize = 64 * 1024;
 /// Slices of one vectored write.
 const SLICES: usize = 16;
 /// Bounds of a response head: twice what nginx's users set proxy_buffer_size to for large cookies.
@@ -197,7 +199,7 @@ impl Attempt {
             let limit = if provable { PROVABLE } else { usize::MAX };
             let mut slices = [IoSlice::new(&[]); SLICES];
             let written = match gather(head_rest, body, limit, &mut slices) {
-                0 => match ready!(body.poll_data(cx, scratch::SIZE)) {
+                0 => match ready!(body.poll_data(cx, FILE_READ)) {
                     Ok(data) => {
                         let data = &data[..data.len().min(limit)];
                         ready!(self.stream.poll_write(cx, &[IoSlice::new(data)]))
