@@ -24,7 +24,7 @@
 //! | `scratch`, `timer` | read buffers of the thread; deadlines of its connections |
 //! | [`spool`] | one body in either direction; the budgets of all of them |
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
-//! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt`, `discard`: a worker whose client has left |
+//! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt` with `prompt`: an answer before the loop watches for it; `discard`: a worker whose client has left |
 //! | [`exchange`] | the life of one request: `receive`, `forward` (pure), `retry` (pure), `deliver`, `gzip`, `client_head` and `reply` (pure) |
 //! | [`server`] | listeners; `event_loop`, and `shared` by all of them; `connection`: the loop of one client; `parked`: clients idle for long |
 //! | [`supervisor`] | the wrapped command: exec shim, readiness (`probe`, `notify`), its stderr, signals, the one reaper; its workers, counted |
@@ -128,8 +128,9 @@
 //!   does not fit is dropped and counted, because a client must never wait for a log.
 //! - **The exec shim** is our own binary (`supervisor::exec`): code between fork and exec would have to
 //!   be `unsafe`.
-//! - **Sockets are `AsyncFd`**, not tokio's streams: a first write needs no registration, and a short
-//!   read takes the readiness back without the call that would only have said EAGAIN.
+//! - **Sockets are `AsyncFd`**, not tokio's streams: a first write needs no registration, nor does an
+//!   answer that is there when the loop's other clients have had their turn (`upstream::prompt`), and a
+//!   short read takes the readiness back without the call that would only have said EAGAIN.
 
 pub mod access_log;
 pub mod admin;
