@@ -714,10 +714,15 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
         None => Box::new(Exchange::new(lp, settings)),
         Some(_) => {
             // From before a reload, as the others mostly are: they hold its settings, and its log.
-            drop(FREE.take());
+            drop_kept();
             Box::new(Exchange::new(lp, settings))
         }
     }
+}
+
+/// Drops this thread's free list. Its parts lie all over the heap of a burst, and hold its pages.
+pub(crate) fn drop_kept() {
+    drop(FREE.take());
 }
 
 /// Gives an exchange back. One that large heads have grown is not kept.

@@ -14,6 +14,7 @@ use super::{
     Dormant, Phase, Shared, connection, parked,
     shared::{OfLoop, Settings},
 };
+use crate::exchange;
 use crate::spool;
 use crate::sys;
 use crate::timer::Timers;
@@ -127,6 +128,7 @@ pub(super) fn start_loop(
                 sweeper.timers.wake_holders();
             }
             if heap.has_shrunk(&sweeper) {
+                exchange::drop_kept();
                 tokio::task::spawn_blocking(|| {
                     spool::drop_kept();
                     sys::trim_heap();

@@ -151,7 +151,7 @@ impl Drop for Memory {
 /// what a loop fills the blocking pool empties; locked to push or pop one.
 static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// At most so many large chunks are kept: 512 KiB.
+/// At most so many large chunks are kept: 2 MiB, until the heap of a burst is given back.
 const MAX_KEPT: usize = 32;
 
 /// An empty buffer for a read of what becomes a part of a body (`Spool::push_piece`).
