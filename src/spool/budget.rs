@@ -65,7 +65,7 @@ pub(super) enum Level {
 }
 
 impl Budget {
-    /// Budgets in bytes; spool files are made in `dir`, without names. `memory` under 64 KiB, the
+    /// Budgets in bytes; spool files are made in `dir`, without names. `memory` under 128 KiB, the
     /// largest push, is taken but lets one spool write at a time.
     pub fn new(memory: u64, disk: u64, dir: PathBuf) -> Arc<Budget> {
         Budget::with_opener(memory, disk, dir, |dir| tempfile::tempfile_in(dir))
