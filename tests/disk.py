@@ -362,29 +362,34 @@ def gone(program, directory):
 def device_errors(program, directory):
     """The device takes no more than a part of what it says it has: EIO when the kernel writes."""
     app = App(directory)
-    # An image larger than the memory that it lies in.
-    with tmpfs(directory, "20M") as memory, ext4(memory, "200M") as spool, Proxy(
-        program, app, directory, spool, "--memory", "1m", "--body-timeout", "20s",
-    ) as proxy:
-        held = [proxy.stalled() for _ in range(30)]
-        readers = [proxy.reader() for _ in range(30)]
-        until(lambda: proxy.spooled() > 0, lambda: "nothing is spooled")
-        time.sleep(1)
-        whole = [proxy.download(reader) for reader in readers]
-        results = []
-        for client in held:
-            with contextlib.suppress(OSError):
-                client.sendall(PATTERN[MB:])
-            results.append(answer(client)[0])
-            client.close()
-        assert set(results) <= {200, 500, 503}, results
-        assert {proxy.upload(PATTERN[:3000]) for _ in range(50)} == {200}
-        proxy.is_as_before()
-        assert app.changed == 0, f"{app.changed} uploads were changed"
-        assert sum(whole) < 30 or 200 not in results, "no error was met"
-        print(f"  EIO: of 30 responses {sum(whole)} whole, {30 - sum(whole)} cut; of 30 uploads "
-              f"{results.count(200)} whole, {results.count(500)} answered 500, {results.count(503)} 503; "
-              "none changed")
+    for forgets in (False, True):
+        # An image larger than the memory that it lies in.
+        with tmpfs(directory, "20M") as memory, ext4(memory, "200M") as spool, Proxy(
+            program, app, directory, spool, "--memory", "1m", "--body-timeout", "20s",
+        ) as proxy:
+            held = [proxy.stalled() for _ in range(30)]
+            readers = [proxy.reader() for _ in range(30)]
+            until(lambda: proxy.spooled() > 0, lambda: "nothing is spooled")
+            time.sleep(1)
+            if forgets:
+                # The kernel tries to write everything, and keeps nothing.
+                subprocess.run(["sync"], check=False)
+                Path("/proc/sys/vm/drop_caches").write_text("1")
+            whole = [proxy.download(reader) for reader in readers]
+            results = []
+            for client in held:
+                with contextlib.suppress(OSError):
+                    client.sendall(PATTERN[MB:])
+                results.append(answer(client)[0])
+                client.close()
+            assert set(results) <= {200, 500, 503}, results
+            assert {proxy.upload(PATTERN[:3000]) for _ in range(50)} == {200}
+            proxy.is_as_before()
+            assert app.changed == 0, f"{app.changed} uploads were changed"
+            assert sum(whole) < 30 or 200 not in results, "no error was met"
+            print(f"  {'the page cache dropped' if forgets else 'EIO'}: of 30 responses {sum(whole)} whole, "
+                  f"{30 - sum(whole)} cut; of 30 uploads {results.count(200)} whole, "
+                  f"{results.count(500)} answered 500, {results.count(503)} 503; none changed")
 
 
 CASES = [page_cache, full, gone, device_errors]

@@ -205,7 +205,7 @@ def eager(run):
         async with await asyncio.start_unix_server(work, path):
             _, port = await asyncio.to_thread(
                 start, stack, run, f"unix:{path}", "--concurrency", str(WORKERS))
-            await crowd(run, port, SECONDS / 2)
+            await crowd(run, port, SECONDS)
 
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         asyncio.run(all_in_one(directory, stack))

@@ -24,6 +24,23 @@ use super::memory::{self, Memory};
 use crate::metrics::METRICS;
 use crate::sys;
 
+/// The smallest block of a file system: less than that is not lost.
+const BLOCK: usize = 512;
+
+/// `data`, which begins at position `at` of the file, cut where the file's blocks end; each piece with
+/// its position.
+fn pieces(at: u64, data: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let first = (BLOCK - (at % BLOCK as u64) as usize).min(data.len());
+    let (head, rest) = data.split_at(first);
+    let from = at + first as u64;
+    let rest = rest.chunks(BLOCK).zip((from..).step_by(BLOCK));
+    std::iter::once((at, head)).chain(rest.map(|(piece, from)| (from, piece)))
+}
+
+fn is_zero(piece: &[u8]) -> bool {
+    !piece.is_empty() && piece.iter().all(|&byte| byte == 0)
+}
+
 /// An open spool file.
 #[derive(Debug)]
 pub(super) struct SpillFile {
@@ -47,6 +64,8 @@ struct Open {
     /// Held while the kernel is asked for that, which it tells once: whoever reads what it has forgotten
     /// must not miss that another is being told.
     asking: Mutex<()>,
+    /// A block of nothing but zeros may have been written.
+    zeros: AtomicBool,
     /// It is among the files to be cleaned.
     listed: AtomicBool,
     /// Cleared when the file system turns out not to know holes.
@@ -98,6 +117,9 @@ pub(super) fn write(
             return Written { file: Some(file), rest: batch, error: None };
         }
         let bytes = chunk.len() as u64;
+        if pieces(batch.start(), chunk).any(|(_, piece)| is_zero(piece)) {
+            open.zeros.store(true, Relaxed);
+        }
         let written = open.not_lost().and_then(|()| open.file.write_all_at(chunk, batch.start()));
         if let Err(error) = written {
             METRICS.spool_errors.add(1);
@@ -146,7 +168,7 @@ pub(super) fn read(
     let open = file.open();
     data.resize(size, 0);
     open.file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
-    open.noticed(sys::written)?;
+    open.noticed(|file| sys::written(file).and_then(|()| open.looks_whole(at, &data)))?;
     if at < open.uncached.load(Relaxed) {
         // It is in the cache again by our reading.
         open.uncache();
@@ -195,6 +217,20 @@ impl Open {
         self.not_lost()
     }
 
+    /// Err: there are zeros where none were written. A file system that gives up (ext4, when its journal
+    /// has ended) drops what it has not written without an error, and the hole is read as zeros.
+    fn looks_whole(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let end = self.written.load(Relaxed);
+        // Of a block that was read in part nothing can be said, but of the last one of the file.
+        let whole = |&(from, piece): &(u64, &[u8])| {
+            from.is_multiple_of(BLOCK as u64)
+                && (piece.len() == BLOCK || from + piece.len() as u64 == end)
+        };
+        let lost = !self.zeros.load(Relaxed)
+            && pieces(at, data).filter(whole).any(|(_, piece)| is_zero(piece));
+        if lost { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
+    }
+
     /// Drops what is on disk from the page cache. All of it: the kernel keeps pages that reach beyond
     /// the range that it is given, and they may be large.
     fn uncache(&self) {
@@ -217,6 +253,7 @@ impl SpillFile {
             written: AtomicU64::new(start),
             lost: AtomicBool::new(false),
             asking: Mutex::default(),
+            zeros: AtomicBool::new(false),
             listed: AtomicBool::new(false),
             punches: AtomicBool::new(true),
             _counted: counted,
@@ -258,6 +295,70 @@ impl Drop for SpillFile {
         // Without a runtime there is no loop to be held up.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn_blocking(move || drop(open));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two blocks of a page and the beginning of a third.
+    const LEN: usize = 2 * 4096 + 100;
+
+    /// What is read back at `at`, `len` bytes of it, of a body that was written in two batches, when the
+    /// file system has forgotten `lost`.
+    fn read_back(body: &[u8], lost: Range<u64>, at: usize, len: usize) -> io::Result<Vec<u8>> {
+        let dir = tempfile::tempdir()?;
+        let budget = Budget::new(1 << 20, 1 << 20, dir.path().into());
+        let mut file = None;
+        for batch in [0..5000, 5000..LEN] {
+            let mut memory = Memory::new(&budget.memory, Owner::UNKNOWN, batch.start as u64);
+            let lease = Lease::empty(&budget.disk, Owner::UNKNOWN);
+            lease.grow(batch.len() as u64);
+            memory.push(&body[batch]);
+            file = write(&budget, Owner::UNKNOWN, file, memory, lease).file;
+        }
+        let file = file.expect("it was made");
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if !lost.is_empty() {
+            fallocate(&file.open().file, flags, lost.start, lost.end - lost.start)?;
+        }
+        let lease = Lease::empty(&budget.memory, Owner::UNKNOWN);
+        read(&file, at as u64, len, Vec::new(), lease).map(|buffer| buffer.data.clone())
+    }
+
+    #[test]
+    fn what_the_file_system_forgot_is_no_part_of_a_body() {
+        let body: Vec<u8> = (0..LEN).map(|n| (n % 251) as u8 + u8::from(n % 251 == 0)).collect();
+        assert_eq!(read_back(&body, 0..0, 0, LEN).unwrap(), body);
+        for (lost, at, len) in [
+            (0..4096, 0, LEN),
+            (0..4096, 1000, 2000),
+            (4096..8192, 3000, 3000),
+            // The rest of the last page.
+            (8192..8192 + 4096, 8192, 100),
+            (8192..8192 + 4096, 5000, LEN - 5000),
+        ] {
+            let error = read_back(&body, lost.clone(), at, len).unwrap_err();
+            assert_eq!(
+                error.raw_os_error(),
+                Some(rustix::io::Errno::IO.raw_os_error()),
+                "{lost:?}"
+            );
+        }
+        // What was not lost can be read until then.
+        assert_eq!(read_back(&body, 4096..8192, 0, 4096).unwrap(), body[..4096]);
+    }
+
+    #[test]
+    fn zeros_that_were_written_are_read() {
+        for zeros in [0..LEN, 0..512, 4900..5100, 4608..5120, 8192..LEN, LEN - 1..LEN] {
+            let mut body = vec![1; LEN];
+            body[zeros].fill(0);
+            for (at, len) in [(0, LEN), (4608, 512), (4999, 600), (8192, 100)] {
+                assert_eq!(read_back(&body, 0..0, at, len).unwrap(), body[at..at + len]);
+            }
         }
     }
 }
