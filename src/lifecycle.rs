@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tracing::{error, info, warn};
 
 use crate::access_log::Stderr;
@@ -112,7 +113,7 @@ async fn live(config: Arc<Config>, passed: Passed, stderr: Stderr) -> Result<u8,
     }
     let mut app = App::start(&config, soft_limit, stderr)?;
     let manager = Manager::of_process();
-    let mut process = Process { server, manager, machine, health };
+    let mut process = Process { server, manager, machine, health, loading: None };
     // Behind a listener of systemd's, clients wait for us already: that it answers proves nothing.
     let ours = if activated { &[] } else { listening.as_slice() };
     let ended = async {
@@ -190,6 +191,14 @@ async fn serve(
                 app.look_at_socket();
                 continue;
             }
+            loaded = loaded(&mut process.loading) => {
+                process.loading = None;
+                if let Some(config) = loaded {
+                    app.reconfigure(&config, &process.server);
+                }
+                process.manager.ready();
+                continue;
+            }
             // Those that leave with the app when all is over are not missed.
             () = tokio::time::sleep_until(app.count_due().unwrap_or_else(Instant::now).into()),
                 if app.count_due().is_some() && !machine.is_stopping() => {
@@ -207,6 +216,14 @@ async fn serve(
 async fn ready_said(notify: &Option<NotifySocket>) {
     match notify {
         Some(socket) => socket.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The configuration was read again: Some, if it is to be used. Pending as long as none is being read.
+async fn loaded(loading: &mut Option<JoinHandle<Option<Arc<Config>>>>) -> Option<Arc<Config>> {
+    match loading {
+        Some(loading) => loading.await.ok().flatten(),
         None => std::future::pending().await,
     }
 }
@@ -482,6 +499,8 @@ struct Process {
     manager: Manager,
     machine: Machine,
     health: Arc<Health>,
+    /// The configuration, while it is read again.
+    loading: Option<JoinHandle<Option<Arc<Config>>>>,
 }
 
 impl Process {
@@ -522,10 +541,15 @@ impl Process {
                 Action::ReopenLog => server.reopen_log(),
                 Action::Reload => {
                     self.manager.reloading();
-                    if let Some(config) = reload(server, &app.config) {
-                        app.reconfigure(&config, server);
-                    }
-                    self.manager.ready();
+                    // Files are read on the pool (invariant 9), one HUP after the other.
+                    let (server, running) = (server.clone(), app.config.clone());
+                    let earlier = self.loading.take();
+                    self.loading = Some(spawn_local(async move {
+                        if let Some(earlier) = earlier {
+                            let _ = earlier.await;
+                        }
+                        spawn_blocking(move || reload(&server, &running)).await.ok().flatten()
+                    }));
                 }
                 Action::SignalChild(signal) => app.signal(signal, server),
                 Action::StartChild => {
