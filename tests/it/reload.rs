@@ -1,11 +1,13 @@
 //! HUP: the configuration file is read again, and nothing is dropped meanwhile.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{App, Client, GUARD, Proxy, bufproxy, ok, repository, unix_path, until};
@@ -56,6 +58,29 @@ fn invalid_file_changes_nothing_and_is_said() {
     );
     assert!(said.contains("max-body") && said.contains("100mb"), "{said}");
     assert_eq!(post(&proxy, 200), 413);
+}
+
+#[test]
+fn file_that_is_slow_to_read_holds_nobody_up() {
+    let app = App::answering(ok("x"));
+    let (proxy, file, _dir) = with_file(&app, "max-body = \"100\"\n");
+    fs::remove_file(&file).unwrap();
+    mknodat(CWD, &file, FileType::Fifo, 0o600.into(), 0).unwrap();
+    proxy.signal(Signal::HUP);
+    // Opened when it is being read, and there is nothing in it yet.
+    let mut writer = OpenOptions::new().write(true).open(&file).unwrap();
+    assert_eq!(post(&proxy, 200), 413);
+    proxy.signal(Signal::HUP);
+    writer.write_all(b"max-body = \"1k\"\n").unwrap();
+    drop(writer);
+    proxy.stderr.wait_for_nth(1, |line| line.contains("HUP: "));
+    // One after the other: the second is at it now.
+    let mut writer = OpenOptions::new().write(true).open(&file).unwrap();
+    assert_eq!(post(&proxy, 200), 200);
+    writer.write_all(b"max-body = \"50\"\n").unwrap();
+    drop(writer);
+    proxy.stderr.wait_for_nth(2, |line| line.contains("HUP: "));
+    assert_eq!(post(&proxy, 100), 413);
 }
 
 #[test]
