@@ -196,7 +196,10 @@ async fn serve(
                 if let Some(config) = loaded {
                     app.reconfigure(&config, &process.server);
                 }
-                process.manager.ready();
+                // While the app boots, or after the end has begun, it is not true.
+                if process.machine.state() == State::Ready {
+                    process.manager.ready();
+                }
                 continue;
             }
             // Those that leave with the app when all is over are not missed.
@@ -540,15 +543,19 @@ impl Process {
                 }
                 Action::ReopenLog => server.reopen_log(),
                 Action::Reload => {
-                    self.manager.reloading();
+                    if now == State::Ready {
+                        self.manager.reloading();
+                    }
                     // Files are read on the pool (invariant 9), one HUP after the other.
                     let (server, running) = (server.clone(), app.config.clone());
                     let earlier = self.loading.take();
                     self.loading = Some(spawn_local(async move {
-                        if let Some(earlier) = earlier {
-                            let _ = earlier.await;
-                        }
-                        spawn_blocking(move || reload(&server, &running)).await.ok().flatten()
+                        let earlier = match earlier {
+                            Some(earlier) => earlier.await.ok().flatten(),
+                            None => None,
+                        };
+                        let read = spawn_blocking(move || reload(&server, &running)).await;
+                        read.ok().flatten().or(earlier)
                     }));
                 }
                 Action::SignalChild(signal) => app.signal(signal, server),

@@ -135,7 +135,9 @@ async fn receive(c: &Client<'_>, x: &mut Exchange, framing: RequestBody) -> Resu
     let mut used = 0;
     let mut done = decoder.is_done();
     while !done && used < input.len() {
-        poll_fn(|cx| poll_room(c, x, &mut waits_until, cx)).await?;
+        if let Waited::Yes = poll_fn(|cx| poll_room(c, x, &mut waits_until, cx)).await? {
+            pace = Pace::new(c.timer.now(), x.record.request_length);
+        }
         let end = input.len().min(used + MAX_PUSH);
         let (payload, n, complete) = take(x, &mut decoder, &mut input[used..end], config.max_body)?;
         x.body.push(&input[used..used + payload]);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{App, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path, until};
+use crate::support::{App, AppConn, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path, until};
 
 #[test]
 fn declared_body_beyond_max_body_is_refused_unread() {
@@ -458,11 +458,7 @@ fn upload_does_not_wait_for_memory_for_ever() {
         command.args(["--response-memory", "16k", "--response-spool-max", "16k"]);
         command.args(["--body-timeout", "200ms"]);
     });
-    let mut unread = proxy.connect_slow();
-    unread.get("/unread");
-    let (mut worker, _) = app.request();
-    worker.set_write_timeout(Duration::from_millis(100));
-    worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+    let _unread = unread(&app, &proxy);
 
     let mut upload = proxy.connect();
     upload.send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
@@ -470,6 +466,17 @@ fn upload_does_not_wait_for_memory_for_ever() {
     upload.send("order");
     assert_eq!(upload.response().status(), 503);
     assert_eq!(proxy.record("/upload").get("end"), "spool_full");
+}
+
+/// One that reads nothing of a large response, and its worker, which is not rid of it: where bodies may
+/// have only 64k of memory and no disk, they have all of it.
+fn unread(app: &App, proxy: &Proxy) -> (Client, AppConn) {
+    let mut client = proxy.connect_slow();
+    client.get("/unread");
+    let (mut worker, _) = app.request();
+    worker.set_write_timeout(Duration::from_millis(100));
+    worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+    (client, worker)
 }
 
 #[test]
@@ -486,12 +493,7 @@ fn what_is_read_ahead_of_its_turn_is_little() {
         let no_disk = ["--response-memory", "16k", "--response-spool-max", "16k"];
         let options = [&["--memory", memory, "--concurrency", "1"], &no_disk[..]].concat();
         let proxy = Proxy::start(&app, &options);
-        // One that reads nothing has the worker, and with it all of 64k.
-        let mut unread = proxy.connect_slow();
-        unread.get("/unread");
-        let (mut worker, _) = app.request();
-        worker.set_write_timeout(Duration::from_millis(100));
-        worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
+        let _unread = unread(&app, &proxy);
 
         let connect = |_| proxy.connect();
         let mut clients: Vec<_> = (0..CLIENTS).map(connect).collect();

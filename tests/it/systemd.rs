@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::{App, GUARD, Proxy, bufproxy, repository, unix_path};
+use crate::support::{App, GUARD, Proxy, bufproxy, repository, unix_path, until};
 
 /// What systemd does for a socket unit: opens `sockets`, as descriptors from 3 on, and executes us.
 const SYSTEMD: &str = "
@@ -93,11 +93,16 @@ fn systemd_is_told_what_is_true_of_the_app_too() {
     command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir));
     command.args(["--", "python3"]).arg(repository().join("tests/apps/worker.py"));
     command.arg(unix_path(&dir)).arg(&gate).env("NOTIFY_SOCKET", &notify);
+    let socket = unix_path(&dir);
     let proxy = Proxy::spawn(command, dir);
     // The app listens before it answers; that is not ready.
     told.set_nonblocking(true).unwrap();
     assert!(told.recv(&mut [0; 10]).is_err());
     told.set_nonblocking(false).unwrap();
+    // A reload does not make it so.
+    until(|| socket.exists());
+    proxy.signal(Signal::HUP);
+    proxy.stderr.wait_for(|line| line.contains("HUP: "));
     std::fs::File::create(gate).unwrap();
     assert_eq!(next(), "READY=1");
     assert!(next().starts_with("STATUS=app answered HEAD / after "));
