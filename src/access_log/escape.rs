@@ -3,6 +3,8 @@
 //! What must stay true: no byte below 0x20, no 0x7F and, but for JSON, none above it leaves here,
 //! and no `"` unescaped, so that no client can end a field or a line.
 
+use crate::http1::all;
+
 /// The escaping of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Escape {
@@ -46,26 +48,7 @@ fn is_special(byte: u8) -> bool {
 
 /// Length of the longest prefix that needs no escape: nearly always all.
 fn plain(value: &[u8]) -> usize {
-    // Blocks of a fixed size, without an early exit, become vector code.
-    let mut found = [false; 16];
-    let mut look = |block: &[u8; 16]| {
-        for (found, &byte) in found.iter_mut().zip(block) {
-            *found |= is_special(byte);
-        }
-    };
-    if let Some(last) = value.last_chunk() {
-        value.as_chunks().0.iter().for_each(&mut look);
-        // It may overlap the one before.
-        look(last);
-    } else if let (Some(first), Some(last)) = (value.first_chunk::<8>(), value.last_chunk::<8>()) {
-        let mut both = [0; 16];
-        both[..8].copy_from_slice(first);
-        both[8..].copy_from_slice(last);
-        look(&both);
-    } else {
-        found[0] = true;
-    }
-    match found == [false; 16] {
+    match all(value, |b| !is_special(b)) {
         true => value.len(),
         false => value.iter().position(|&b| is_special(b)).unwrap_or(value.len()),
     }
