@@ -22,6 +22,7 @@
 //! | [`trust`] | pure: client and scheme of a request, from those whose word counts |
 //! | `net` | one socket type for TCP and Unix, client and app |
 //! | `scratch`, `timer` | read buffers of the thread; deadlines of its connections |
+//! | `text` | addresses, for heads and log lines |
 //! | [`spool`] | one body in either direction; the budgets of all of them |
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
 //! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt` with `prompt`: an answer before the loop watches for it; `discard`: a worker whose client has left |
@@ -148,6 +149,7 @@ pub mod server;
 pub mod spool;
 pub mod supervisor;
 mod sys;
+mod text;
 mod timer;
 pub mod trust;
 pub mod upstream;
