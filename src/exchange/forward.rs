@@ -266,7 +266,10 @@ pub fn max_forwards_zero(head: &RequestHead) -> bool {
 /// The form of X-Request-Id that is kept: Heroku's, 20 to 200 of `A-Za-z0-9+/=-`.
 pub fn is_request_id(value: &[u8]) -> bool {
     (20..=200).contains(&value.len())
-        && all(value, |b| b.is_ascii_alphanumeric() | matches!(b, b'+' | b'/' | b'=' | b'-'))
+        && all(value, |b| {
+            let is_letter = (b | 0x20).wrapping_sub(b'a') < 26;
+            is_letter | b.is_ascii_digit() | (b == b'+') | (b == b'/') | (b == b'=') | (b == b'-')
+        })
 }
 
 const CRLF: &[u8] = b"\r\n";

@@ -349,81 +349,83 @@ fn next_line(
 /// is not, or perhaps not.
 #[inline]
 fn quick_line(message: &[u8], at: usize) -> Option<(Field, usize)> {
-    let (colon, words) = name_at(message, at)?;
+    let line = message.get(at..)?;
+    let (name_len, words) = name_of(line)?;
+    let (name, mut rest) = line.split_at_checked(name_len)?;
     let id = match FieldId::known(words) {
         Some(id) => id,
-        None => match class(&message[at..colon]) {
-            _ if colon == at => return None,
+        None => match class(name) {
+            _ if name.is_empty() => return None,
             0 => FieldId::Other,
             UNDERSCORE => FieldId::Underscore,
             _ => return None,
         },
     };
-    let is_blank = |at: usize| matches!(message.get(at), Some(b' ' | b'\t'));
-    let mut start = colon + 1;
-    while is_blank(start) {
-        start += 1;
+    // Its colon, and what is blank behind it.
+    rest = &rest[1..];
+    while let [b' ' | b'\t', behind @ ..] = rest {
+        rest = behind;
     }
-    let line_end = text_end(message, start);
-    let mut end = line_end;
-    if message.get(end..end + 2) != Some(b"\r\n") {
-        return None;
+    let (mut value, end) = rest.split_at_checked(text_len(rest))?;
+    let start = message.len() - rest.len();
+    let [b'\r', b'\n', behind @ ..] = end else { return None };
+    while let [shorter @ .., b' ' | b'\t'] = value {
+        value = shorter;
     }
-    while end > start && is_blank(end - 1) {
-        end -= 1;
-    }
-    let field = Field { id, name: Span::new(at, colon), value: Span::new(start, end) };
-    Some((field, line_end + 2))
+    let value = Span::new(start, start + value.len());
+    Some((Field { id, name: Span::new(at, at + name_len), value }, message.len() - behind.len()))
 }
 
-/// The offset of the colon behind the name at `at`, and both as `Words`. None: it is longer.
+/// Length of the name at the start of `line`, and it as `Words`. None: it is longer than those.
 #[inline]
-fn name_at(message: &[u8], at: usize) -> Option<(usize, Words)> {
+fn name_of(line: &[u8]) -> Option<(usize, Words)> {
     let mut words = [0; 3];
-    for i in 0..3 {
-        let word = word_at(message, at + 8 * i)?;
+    let mut rest = line;
+    for (i, place) in words.iter_mut().enumerate() {
+        let (word, behind) = rest.split_first_chunk()?;
+        let word = u64::from_le_bytes(*word);
         // The lowest bit that is set is that of the first colon.
         let other = word ^ (b':' as u64 * ONES);
         let colons = other.wrapping_sub(ONES) & !other & (0x80 * ONES);
         if colons != 0 {
             let bit = colons.trailing_zeros();
-            words[i] = word & (u64::MAX >> (63 - bit));
-            return Some((at + 8 * i + bit as usize / 8, words));
+            *place = word & (u64::MAX >> (63 - bit));
+            return Some((8 * i + bit as usize / 8, words));
         }
-        words[i] = word;
+        *place = word;
+        rest = behind;
     }
     None
 }
 
-/// The offset of the first byte at or behind `at` that is no text (see `is_text`).
+/// Length of the text (see `is_text`) at the start of `bytes`.
 #[inline]
-fn text_end(message: &[u8], mut at: usize) -> usize {
-    while let Some(block) = message.get(at..at + 16)
+fn text_len(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((block, behind)) = rest.split_first_chunk::<16>()
         && block.iter().fold(true, |all, &b| all & is_text_byte(b))
     {
-        at += 16;
+        rest = behind;
     }
-    while let Some(word) = word_at(message, at) {
+    while let Some((word, behind)) = rest.split_first_chunk() {
+        let word = u64::from_le_bytes(*word);
         // The lowest bit that is set is that of the first control byte. HTAB is one here, and
         // a byte behind one or behind 0xff may be taken for one.
         let low = word.wrapping_sub(b' ' as u64 * ONES);
         let delete = word.wrapping_add(ONES);
         let controls = (low | delete) & !word & (0x80 * ONES);
-        at += controls.trailing_zeros() as usize / 8;
         if controls != 0 {
+            rest = &rest[controls.trailing_zeros() as usize / 8..];
             break;
         }
+        rest = behind;
     }
-    while message.get(at).is_some_and(|&b| is_text_byte(b)) {
-        at += 1;
+    while let [first, behind @ ..] = rest
+        && is_text_byte(*first)
+    {
+        rest = behind;
     }
-    at
-}
-
-#[inline]
-fn word_at(message: &[u8], at: usize) -> Option<u64> {
-    let word = message.get(at..at + 8)?.as_array()?;
-    Some(u64::from_le_bytes(*word))
+    bytes.len() - rest.len()
 }
 
 /// A line without its CR, of bytes up to its LF.

@@ -346,7 +346,8 @@ fn is_host(authority: &[u8]) -> bool {
 
 fn is_reg_name(name: &[u8]) -> bool {
     // As nearly all are.
-    if field::all(name, |b| b.is_ascii_alphanumeric() | (b == b'.') | (b == b'-')) {
+    let is_letter = |b: u8| (b | 0x20).wrapping_sub(b'a') < 26;
+    if field::all(name, |b| is_letter(b) | b.is_ascii_digit() | (b == b'.') | (b == b'-')) {
         return !name.is_empty();
     }
     let mut rest = name;
