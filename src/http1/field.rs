@@ -93,7 +93,7 @@ impl FieldId {
     fn known(name: Words) -> Option<FieldId> {
         let &(known, id) = &KNOWN[usize::from(SLOTS[slot(name)])];
         // Only letters may differ, in their case.
-        let differs = |i: usize| (name[i] ^ known[i]) & !((known[i] & 0x40 * ONES) >> 1);
+        let differs = |i: usize| (name[i] ^ known[i]) & !((known[i] & (0x40 * ONES)) >> 1);
         (differs(0) | differs(1) | differs(2) == 0).then_some(id)
     }
 }
