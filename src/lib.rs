@@ -123,8 +123,10 @@
 //! - **The C library's allocator, and `malloc_trim` when a burst is over** (`server::event_loop::Heap`): what it
 //!   keeps is given back, and no dependency is needed. 1,000 stalled readers of 1 MiB held 7.1 KiB each
 //!   and left 1.4 MiB behind; with jemalloc 9.3 KiB and 4.8 MiB, with mimalloc 20.6 KiB and 3.4 MiB.
-//! - **Page cache of spool files is dropped beside the writers** (`spool::file`), not by them: a worker
-//!   would be held for as long as the disk takes.
+//! - **Spool files have 8 MiB of page cache, and O_DIRECT beyond** (`spool::file`): a short-lived body
+//!   never waits for the disk, a burst cannot fill a container with pages that it has not written yet,
+//!   and the device's error is the answer to the write. What only waits in the cache makes room for others
+//!   beside the writers.
 //! - **No library reads heads**: field lines are read in one pass of ours (`http1::field::quick_line`),
 //!   which knows names and keeps offsets; whatever is not as nearly all lines are goes to the reference
 //!   (`next_line`), line by line. httparse, whose slices were read three times more, is another reader in
