@@ -81,6 +81,7 @@ pub fn run(config: Config, passed: Passed, stderr: Stderr) -> Result<u8, Failure
         // A Heroku dyno has 256 threads in all.
         .max_blocking_threads(4)
         .thread_keep_alive(Duration::MAX)
+        .on_thread_unpark(crate::net::turned)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
     let result = runtime.block_on(live(Arc::new(config), passed, stderr));
