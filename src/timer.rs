@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -24,6 +24,8 @@ pub(crate) struct Timers {
     origin: Instant,
     /// When the task that runs now began to.
     now: Cell<Instant>,
+    /// The time of day at an instant not long ago.
+    wall: Cell<(Instant, SystemTime)>,
     queue: RefCell<BTreeMap<(u64, u64), Rc<Entry>>>,
     /// Every connection, for `wake_all`.
     all: RefCell<BTreeMap<u64, Rc<Entry>>>,
@@ -49,6 +51,7 @@ impl Timers {
         Rc::new(Timers {
             origin,
             now: Cell::new(origin),
+            wall: Cell::new((origin, SystemTime::now())),
             queue: RefCell::default(),
             all: RefCell::default(),
             next_id: Cell::new(0),
@@ -65,6 +68,21 @@ impl Timers {
     /// When the task that runs now began to. Only tasks with a `Timer` may ask.
     pub(crate) fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    /// The time of day then. A clock that was set is noticed within a tick.
+    pub(crate) fn wall(&self) -> SystemTime {
+        let now = self.now();
+        let (at, wall) = self.wall.get();
+        let since = now.saturating_duration_since(at);
+        if since < TICK
+            && let Some(wall) = wall.checked_add(since)
+        {
+            return wall;
+        }
+        let wall = SystemTime::now();
+        self.wall.set((now, wall));
+        wall
     }
 
     /// Reads the clock.
@@ -274,6 +292,18 @@ mod tests {
         assert!(!timer.expired());
         let first = timers.queue.borrow().keys().next().copied();
         assert!(first.is_some_and(|(tick, _)| tick > 9000));
+    }
+
+    #[test]
+    fn the_time_of_day_goes_with_the_clock_and_follows_one_that_was_set() {
+        let timers = Timers::new();
+        let start = timers.now();
+        let day = Duration::from_secs(86_400);
+        timers.wall.set((start, SystemTime::now() - day));
+        timers.now.set(start + TICK / 2);
+        assert_eq!(timers.wall(), timers.wall.get().1 + TICK / 2);
+        timers.now.set(start + TICK);
+        assert!(timers.wall() > SystemTime::now() - day / 2);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream as Socket;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
 use tokio::task::{LocalSet, spawn_local};
 
 #[derive(Debug)]
@@ -76,18 +78,19 @@ async fn accept(
         let (answers, open) = (answers.clone(), open.clone());
         spawn_local(async move {
             // A proxy that leaves early is the proxy's business.
-            let _ = serve(stream, &answers).await;
+            let _ = async { serve(stream.into_std()?, &answers).await }.await;
             open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
-async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
+async fn serve(stream: Socket, answers: &Answers) -> io::Result<()> {
+    let stream = watch(stream, Interest::READABLE)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let mut filled = 0;
         let (answer, pause, mut missing) = loop {
-            let read = stream.read(&mut buffer[filled..]).await?;
+            let read = read_some(&stream, &mut buffer[filled..]).await?;
             if read == 0 {
                 return Ok(());
             }
@@ -97,7 +100,7 @@ async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
             }
         };
         while missing > 0 {
-            let read = stream.read(&mut buffer).await?;
+            let read = read_some(&stream, &mut buffer).await?;
             if read == 0 {
                 return Ok(());
             }
@@ -106,11 +109,40 @@ async fn serve(mut stream: UnixStream, answers: &Answers) -> io::Result<()> {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        stream.write_all(&answer).await?;
+        write_all(&stream, &answer).await?;
         if answers.upstream == Upstream::ConnectionPerRequest {
             return Ok(());
         }
     }
+}
+
+#[expect(deprecated, reason = "what replaces it is unsafe; a socket of std owns its descriptor")]
+fn watch(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
+async fn read_some(stream: &AsyncFd<Socket>, buffer: &mut [u8]) -> io::Result<usize> {
+    stream.async_io(Interest::READABLE, |mut stream| stream.read(buffer)).await
+}
+
+/// Watches for room only where there is none, as the loops of gunicorn, uvicorn and node do: who
+/// watches for it always is woken each time that the proxy reads, which costs the proxy.
+async fn write_all(stream: &AsyncFd<Socket>, mut rest: &[u8]) -> io::Result<()> {
+    let mut full = None;
+    while !rest.is_empty() {
+        match stream.get_ref().write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let full = match &full {
+                    Some(full) => full,
+                    None => full.insert(watch(stream.get_ref().try_clone()?, Interest::WRITABLE)?),
+                };
+                full.writable().await?.clear_ready();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Length of the head, bytes asked for, the pause before them, bytes of the request's body; None: the

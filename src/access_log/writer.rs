@@ -28,7 +28,7 @@ const FILE_WRITE: usize = 64 * 1024;
 /// Longest lines, without their ends.
 const PIPE_MAX_LINE: usize = PIPE_WRITE - 1;
 const FILE_MAX_LINE: usize = 9_899;
-/// Buffer that an idle log keeps.
+/// Each of the two buffers that an idle log keeps.
 const KEEP: usize = 64 * 1024;
 
 /// A log: cheap to clone, used from any thread. With the last clone its thread ends, when it has
@@ -233,10 +233,12 @@ impl Thread {
         let mut batch = Vec::new();
         loop {
             batch.clear();
-            batch.shrink_to(KEEP);
             let mut state = shared.lock();
             state.writing = 0;
             while state.lines.is_empty() && state.reopen.is_none() {
+                // Not after each batch: new memory for the next one would be page faults on the loops.
+                batch.shrink_to(KEEP);
+                state.lines.shrink_to(KEEP);
                 if std::mem::take(&mut state.hurry) {
                     shared.written.notify_all();
                 }

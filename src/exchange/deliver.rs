@@ -82,7 +82,7 @@ pub(super) async fn deliver(
         framing: pump.framing,
         keep_alive,
         trailers: pump.trailers,
-        date: &reply::date_now(),
+        date: &reply::date(x.lp.timers.wall()),
         coding: match (gzipped, compressible) {
             (true, _) => Coding::Gzip,
             (false, true) => Coding::Varies,

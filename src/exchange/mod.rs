@@ -216,7 +216,7 @@ impl Exchange {
         self.marks = Marks::new(c.timer.now());
         self.interim.clear();
         self.record.reset();
-        self.record.time = SystemTime::now();
+        self.record.time = self.lp.timers.wall();
         self.record.peer = c.peer;
         self.record.local = c.local;
         self.record.client = c.peer.ip();
@@ -553,7 +553,7 @@ impl Exchange {
             &mut out,
             &self.record.head,
             next == Next::KeepAlive,
-            &reply::date_now(),
+            &reply::date(self.lp.timers.wall()),
         );
         self.send_own(c, &out, next).await
     }
@@ -583,7 +583,7 @@ impl Exchange {
                 request_id: &self.record.request_id,
                 keep_alive: next == Next::KeepAlive,
                 error_page: c.config().error_page.as_deref(),
-                date: &reply::date_now(),
+                date: &reply::date(self.lp.timers.wall()),
                 retry_after: 1,
             },
         );

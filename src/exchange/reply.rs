@@ -79,15 +79,15 @@ pub fn write_max_forwards(
     status
 }
 
-/// The time as the value of a Date line (RFC 9110, 5.6.7), made once a second in each thread.
-pub fn date_now() -> [u8; 29] {
+/// A time as the value of a Date line (RFC 9110, 5.6.7), made once a second in each thread.
+pub fn date(at: SystemTime) -> [u8; 29] {
     thread_local! {
         static LAST: Cell<(u64, [u8; 29])> = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
     }
     // httpdate panics outside of 1970 to 9999: a clock that is lost shows one of the two.
     const END: u64 = 253_402_300_799;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let second = now.as_secs().min(END);
+    let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let second = since_epoch.as_secs().min(END);
     let (last, mut date) = LAST.get();
     if last != second {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
@@ -390,11 +390,14 @@ mod tests {
     }
 
     #[test]
-    fn the_date_is_now() {
-        let before = SystemTime::now() - Duration::from_secs(1);
-        let date = httpdate::parse_http_date(str::from_utf8(&date_now()).unwrap()).unwrap();
-        assert!(date > before && date <= SystemTime::now());
-        assert_eq!(&date_now()[26..], b"GMT");
+    fn a_date_is_that_of_its_second() {
+        for second in [1_763_888_400, 1_763_888_401, 0] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(second * 1000 + 999);
+            let text = date(at);
+            let read = httpdate::parse_http_date(str::from_utf8(&text).unwrap()).unwrap();
+            assert_eq!(read, SystemTime::UNIX_EPOCH + Duration::from_secs(second));
+            assert_eq!(&text[26..], b"GMT");
+        }
     }
 
     #[test]
