@@ -13,13 +13,20 @@ pub(crate) struct Bars {
 /// Bars that are compared with each other: who, and how much.
 pub(crate) struct Group {
     pub(crate) name: String,
-    pub(crate) bars: Vec<(String, f64)>,
+    pub(crate) bars: Vec<Bar>,
+}
+
+pub(crate) struct Bar {
+    pub(crate) who: String,
+    pub(crate) value: f64,
+    /// As the table has it.
+    pub(crate) label: String,
 }
 
 const WIDTH: usize = 760;
 /// Where the bars begin, and the longest of them.
 const LEFT: usize = 250;
-const LONGEST: usize = 420;
+const LONGEST: usize = 400;
 const BAR: usize = 22;
 const STYLE: &str = "\
 .page { fill: #ffffff } text { fill: #1f2328 } .soft { fill: #59636e }
@@ -37,20 +44,20 @@ impl Bars {
                 y += 30;
                 text(&mut body, 24, y, "group", &group.name);
             }
-            let most = group.bars.iter().fold(0.0, |most: f64, (_, value)| most.max(*value));
-            for (name, value) in &group.bars {
+            let most = group.bars.iter().fold(0.0, |most: f64, bar| most.max(bar.value));
+            for Bar { who, value, label } in &group.bars {
                 y += BAR;
                 let length =
                     (value / most.max(f64::MIN_POSITIVE) * LONGEST as f64).max(1.0) as usize;
-                let class = if name == "bufproxy" { "ours" } else { "theirs" };
-                text(&mut body, 24, y, "soft", name);
+                let class = if who == "bufproxy" { "ours" } else { "theirs" };
+                text(&mut body, 24, y, "soft", who);
                 // Writing to a String cannot fail.
                 let _ = writeln!(
                     body,
                     "<rect class=\"{class}\" x=\"{LEFT}\" y=\"{}\" width=\"{length}\" height=\"14\" rx=\"2\"/>",
                     y - 12
                 );
-                text(&mut body, LEFT + length + 8, y, "", &format!("{value}"));
+                text(&mut body, LEFT + length + 8, y, "", label);
             }
         }
         let height = y + 28;

@@ -5,14 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::plot::{Bars, Group};
+use super::plot::{Bar, Bars, Group};
 use super::table::markdown;
 
 /// All parts, in the order of the documentation.
 pub(crate) const PARTS: [&str; 6] = ["cpu", "memory", "rescue", "capacity", "overload", "restart"];
 
 /// Pages with tables between `<!-- PART: begin -->` and `<!-- PART: end -->`.
-const PAGES: [&str; 2] = ["README.md", "benches/README.md"];
+const PAGES: [&str; 2] = ["docs/capacity.md", "benches/README.md"];
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -91,7 +91,7 @@ impl Results {
     fn row(&self, row: &[String], columns: &[&str]) -> Group {
         let cell = |name: &&str| {
             let at = self.columns.iter().position(|column| column == name)?;
-            Some(((*name).to_owned(), number(row.get(at)?)?))
+            bar(name, row.get(at)?)
         };
         Group { name: row[0].clone(), bars: columns.iter().filter_map(cell).collect() }
     }
@@ -99,14 +99,15 @@ impl Results {
     /// The bars of one column, one for each of the rows; they have the names of the column `who`.
     fn column(&self, name: &str, group: &str, who: usize, rows: &[&Vec<String>]) -> Group {
         let at = self.columns.iter().position(|column| column == name);
-        let bar = |row: &&Vec<String>| Some((row.get(who)?.clone(), number(row.get(at?)?)?));
+        let bar = |row: &&Vec<String>| bar(row.get(who)?, row.get(at?)?);
         Group { name: group.to_owned(), bars: rows.iter().filter_map(bar).collect() }
     }
 }
 
-/// `16.7 (0.89)` is 16.7; `–` is none.
-fn number(cell: &str) -> Option<f64> {
-    cell.split(' ').next()?.parse().ok()
+/// `16.7 (0.89)` is as long as 16.7; `–` is none.
+fn bar(who: &str, cell: &str) -> Option<Bar> {
+    let value = cell.split(' ').next()?.parse().ok()?;
+    Some(Bar { who: who.to_owned(), value, label: cell.to_owned() })
 }
 
 const OTHERS: [&str; 3] = ["bufproxy", "nginx", "HAProxy"];
@@ -115,8 +116,8 @@ fn plot(part: &str, results: &Results) -> Bars {
     let rows = || results.rows.iter();
     let (title, note, groups) = match part {
         "cpu" => (
-            "CPU time per request, µs",
-            "The app closes after each answer, as gunicorn's sync worker does. Less is better.",
+            "CPU time per request, µs (less is better)",
+            "The app closes after each answer, as gunicorn's sync worker does. In brackets: bufproxy's part of it.",
             rows()
                 .filter(|row| row[0].ends_with("connection per request"))
                 .map(|row| results.row(row, &OTHERS))
@@ -124,10 +125,18 @@ fn plot(part: &str, results: &Results) -> Bars {
         ),
         "memory" => (
             "Memory of the proxy per client, KiB",
-            "Less is better. Where the rest of a stalled body is: in the table.",
+            "Less is better. What the kernel holds for stalled readers counts against a container, too.",
             rows()
-                .filter(|row| !row[0].starts_with('–'))
-                .map(|row| results.row(row, &OTHERS))
+                .zip(rows().skip(1))
+                .flat_map(|(row, next)| {
+                    let own = (!row[0].starts_with('–')).then(|| results.row(row, &OTHERS));
+                    let stalled = row[0].contains("readers");
+                    let queued = stalled.then(|| Group {
+                        name: format!("{}, in the kernel", row[0]),
+                        ..results.row(next, &OTHERS)
+                    });
+                    own.into_iter().chain(queued)
+                })
                 .collect(),
         ),
         "rescue" => (

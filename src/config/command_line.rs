@@ -52,7 +52,7 @@ pub(super) fn read(args: &[OsString]) -> Result<Typed, String> {
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp => return Ok(Typed::Help(error.render().to_string())),
             ErrorKind::DisplayVersion => return Ok(Typed::Version),
-            _ => return Err(explain(&error)),
+            _ => return Err(explain(&error, args)),
         },
     };
     let wrapped = |matches: &ArgMatches| -> Result<Vec<OsString>, String> {
@@ -183,7 +183,7 @@ fn flags(matches: &ArgMatches) -> Flags {
 }
 
 /// clap's error in one line.
-fn explain(error: &clap::Error) -> String {
+fn explain(error: &clap::Error, args: &[OsString]) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => texts.first().cloned(),
@@ -209,10 +209,29 @@ fn explain(error: &clap::Error) -> String {
         {
             format!("a subcommand comes first: write bufproxy {argument} [OPTIONS]")
         }
-        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => format!(
-            "{argument:?} is not a subcommand ({}): write a command to wrap after --",
-            any_of(SUBCOMMANDS)
-        ),
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => {
+            let first = args.first().and_then(|first| first.to_str());
+            let subcommand = first.filter(|first| SUBCOMMANDS.contains(first));
+            let near = nearest(&argument, SUBCOMMANDS.iter().copied());
+            match (subcommand, near) {
+                (Some("check"), _) => {
+                    format!("{argument:?} is too much after bufproxy check: write it after --")
+                }
+                (Some(subcommand), _) => format!(
+                    "{argument:?} is too much after bufproxy {subcommand}: bufproxy -h has what it takes"
+                ),
+                _ if argument == "help" => {
+                    format!("{argument:?} is not a subcommand: write bufproxy --help")
+                }
+                (None, Some(near)) => {
+                    format!("{argument:?} is not a subcommand: did you mean {near}?")
+                }
+                (None, None) => format!(
+                    "{argument:?} is not a subcommand ({}): write a command to wrap after --",
+                    any_of(SUBCOMMANDS)
+                ),
+            }
+        }
         ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
         ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
             // clap's is `--max-body <SIZE>`.

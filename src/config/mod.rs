@@ -44,6 +44,8 @@ pub struct Sources<'a> {
     pub in_memory: &'a dyn Fn(&Path) -> io::Result<bool>,
     /// What lies at a path where a socket should be, if it is something else: `a file`.
     pub no_socket: &'a dyn Fn(&Path) -> Option<&'static str>,
+    /// Whether a log can be opened at this path, as far as that is known without opening it.
+    pub takes_a_log: &'a dyn Fn(&Path) -> io::Result<()>,
     /// Open files that we may have, once the soft limit is raised.
     pub nofile: u64,
     /// Where the app's socket is made when nobody names one.
@@ -61,6 +63,7 @@ impl Sources<'_> {
             read: &|path| std::fs::read(path),
             in_memory: &platform::in_memory,
             no_socket: &platform::no_socket,
+            takes_a_log: &platform::takes_a_log,
             nofile: platform::nofile(),
             private_socket: platform::private_socket(),
         }
@@ -125,6 +128,10 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+fn cannot_log(named: &str, error: &io::Error) -> String {
+    format!("{named} cannot be opened ({error}): write a file that can be written to, - or off")
+}
 
 /// Reads the command line, and for what is to run everything else.
 pub fn parse_args(sources: &Sources<'_>) -> Result<Invocation, ConfigError> {
@@ -508,8 +515,7 @@ impl Config {
             LogDestination::File(path) => path.display().to_string(),
             LogDestination::Stdout | LogDestination::Off => "-".to_owned(),
         };
-        let named = self.named("access-log", &path);
-        format!("{named} cannot be opened ({error}): write a file that can be written to, - or off")
+        cannot_log(&self.named("access-log", &path), error)
     }
 
     /// The command is gunicorn, as far as can be seen.

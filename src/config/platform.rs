@@ -113,6 +113,20 @@ pub fn no_socket(path: &Path) -> Option<&'static str> {
     }
 }
 
+/// Whether a log can be opened at this path, without making one: it can be written to, or there is
+/// nothing and its directory can have it.
+pub fn takes_a_log(path: &Path) -> std::io::Result<()> {
+    let (place, needs) = match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Err(std::io::ErrorKind::IsADirectory.into()),
+        Ok(_) => (path, Access::WRITE_OK),
+        Err(_) => {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            (dir.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
+        }
+    };
+    Ok(rustix::fs::access(place, needs)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +157,18 @@ mod tests {
     fn a_connection_takes_three_descriptors() {
         assert_eq!(max_connections(1024), 320);
         assert_eq!(max_connections(10), 0);
+    }
+
+    #[test]
+    fn a_log_needs_a_directory_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(takes_a_log(&dir.path().join("new.log")).is_ok());
+        assert!(takes_a_log(Path::new("new.log")).is_ok());
+        assert!(takes_a_log(Path::new("/dev/null")).is_ok());
+        let nowhere = takes_a_log(&dir.path().join("none/new.log")).unwrap_err();
+        assert_eq!(nowhere.kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(takes_a_log(dir.path()).unwrap_err().kind(), std::io::ErrorKind::IsADirectory);
+        assert!(!dir.path().join("new.log").exists(), "a check makes nothing");
     }
 
     #[test]

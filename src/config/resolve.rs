@@ -17,7 +17,9 @@ use super::lint;
 use super::platform::{self, Platform};
 use super::settings::{Opt, table};
 use super::value::{self, Bad};
-use super::{Concurrency, Config, Listen, OpenPort, Sources, UpstreamAddr};
+use super::{
+    Concurrency, Config, Listen, LogDestination, OpenPort, Sources, UpstreamAddr, cannot_log,
+};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +185,7 @@ pub(super) fn resolve(
         problems = resolved.contradictions();
         problems.extend(resolved.look_at_sockets(sources));
         problems.extend(resolved.look_at_spool_dir(sources).err());
+        problems.extend(resolved.look_at_access_log(sources));
     }
     if !problems.is_empty() {
         return Err(problems);
@@ -215,8 +218,12 @@ pub(super) fn admin(sources: &Sources<'_>, flags: &Flags) -> Result<Option<Liste
 
 /// The line for a value that its parser refused.
 fn complaint(opt: &Opt, given: &Given, bad: Bad) -> String {
+    let named = given.name(opt, &bad.value);
+    if bad.is_whole {
+        return format!("{named} {}", bad.what);
+    }
     let write = if bad.write.is_empty() { opt.example } else { &bad.write };
-    format!("{} {}: write {write}", given.name(opt, &bad.value), bad.what)
+    format!("{named} {}: write {write}", bad.what)
 }
 
 /// What flags, environment and file say; only the winner of each option.
@@ -464,6 +471,12 @@ impl Resolved {
                 ));
             }
         }
+        for (index, upstream) in c.upstream.iter().enumerate() {
+            if c.upstream[..index].contains(upstream) {
+                let text = upstream.to_string();
+                problems.push(format!("--upstream {text:?} is there twice: write it once"));
+            }
+        }
         if c.pass_socket && c.command.is_empty() {
             problems.push(format!(
                 "{} needs a wrapped command, of which nothing follows --: write off",
@@ -533,6 +546,13 @@ impl Resolved {
         Ok(())
     }
 
+    /// So that `check` says what the start would; whether it can be opened is seen then.
+    fn look_at_access_log(&self, sources: &Sources<'_>) -> Option<String> {
+        let LogDestination::File(path) = &self.config.access_log else { return None };
+        let error = (sources.takes_a_log)(path).err()?;
+        Some(cannot_log(&self.show("access-log"), &error))
+    }
+
     /// Options that are taken, but hardly as they were meant.
     fn warn(&mut self, here: &Here<'_>) {
         let mut warnings = Vec::new();
@@ -574,6 +594,13 @@ impl Resolved {
                     ));
                 }
             }
+        }
+        if self.config.queue_timeout > self.config.app_timeout && self.asked_for("queue-timeout") {
+            warnings.push(format!(
+                "{} is never reached: the queue counts in {}",
+                self.show("queue-timeout"),
+                self.show("app-timeout")
+            ));
         }
         if let Concurrency::Slots(slots) = self.config.concurrency
             && slots > self.config.max_connections

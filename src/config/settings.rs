@@ -726,7 +726,7 @@ const TABLE: &[Opt] = &[
                 }
                 match Format::parse(text, FormatOptions::default()) {
                     Ok(_) => Ok(text.to_owned()),
-                    Err(what) => Err(Bad::new(format!("is not a format: {what}"))),
+                    Err(what) => Err(Bad::new(format!("is not a format: {what}")).whole()),
                 }
             })
         },

@@ -37,6 +37,10 @@ fn with_sources<T>(
             dir => Ok(dir == Some("/dev/shm")),
         },
         no_socket: &|path| (path == Path::new("/etc")).then_some("a directory"),
+        takes_a_log: &|path| match path.starts_with("/nowhere") {
+            true => Err(io::ErrorKind::NotFound.into()),
+            false => Ok(()),
+        },
         nofile: 1 << 20,
         private_socket: "/run/bufproxy-1/app.sock".into(),
     })
@@ -466,6 +470,7 @@ fn what_cannot_be_together_is_refused() {
         &["--listen", ":80", "--listen", "[::]:80"],
         "--listen \"[::]:80\" is there twice: write it once",
     );
+    one(UPSTREAM, "--upstream \"unix:/tmp/app.sock\" is there twice: write it once");
     one(&["--admin", ":8080"], "--admin \":8080\" is --listen, too: write another");
     one(
         &["--open-port", "ready"],
@@ -486,6 +491,16 @@ fn what_cannot_be_together_is_refused() {
         &["--spool-dir", "/nowhere"],
         "--spool-dir \"/nowhere\" cannot be used (entity not found): write a directory that can be \
          written to, or --spool-max off",
+    );
+    one(
+        &["--access-log", "/nowhere/access.log"],
+        "--access-log \"/nowhere/access.log\" cannot be opened (entity not found): write a file that \
+         can be written to, - or off",
+    );
+    one(
+        &["--log-format", "$remot_addr"],
+        "--log-format \"$remot_addr\" is not a format: there is no variable $remot_addr; did you mean \
+         $remote_addr?",
     );
     run(&[UPSTREAM, &["--spool-dir", "/nowhere", "--spool-max", "off"]].concat());
     run(&[UPSTREAM, &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]].concat());
@@ -532,6 +547,11 @@ fn what_does_nothing_is_warned_of() {
         ["--real-ip-header \"CF-Connecting-IP\" does nothing without --trust"]
     );
     assert_eq!(
+        warnings(&["--queue-timeout", "30s", "--app-timeout", "10s"], &[]),
+        ["--queue-timeout \"30s\" is never reached: the queue counts in --app-timeout \"10s\""]
+    );
+    assert_eq!(warnings(&["--app-timeout", "10s"], &[]), [""; 0], "nobody asked for 15s");
+    assert_eq!(
         warnings(&["--concurrency", "90", "--max-connections", "80"], &[]),
         ["concurrency 90 is never reached with --max-connections \"80\""]
     );
@@ -560,6 +580,13 @@ fn command_lines_that_mean_something_else_are_explained() {
         &["gunicorn", "app"],
         "\"gunicorn\" is not a subcommand (check, demo, drain, healthcheck or probe): write a command to wrap after --",
     );
+    one(
+        &["probe", "http://a/", "http://b/"],
+        "\"http://b/\" is too much after bufproxy probe: bufproxy -h has what it takes",
+    );
+    one(&["check", "gunicorn"], "\"gunicorn\" is too much after bufproxy check: write it after --");
+    one(&["chekc"], "\"chekc\" is not a subcommand: did you mean check?");
+    one(&["help"], "\"help\" is not a subcommand: write bufproxy --help");
     one(&["--"], "no command follows --: write it, or leave out --");
     one(
         &["--", "--upstream", "/a", "--", "gunicorn"],

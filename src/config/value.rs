@@ -17,15 +17,22 @@ pub(super) struct Bad {
     pub(super) what: String,
     /// What would be right here; empty: the option's own example.
     pub(super) write: String,
+    /// `what` says that itself.
+    pub(super) is_whole: bool,
 }
 
 impl Bad {
     pub(super) fn new(what: impl Into<String>) -> Bad {
-        Bad { value: String::new(), what: what.into(), write: String::new() }
+        Bad { value: String::new(), what: what.into(), write: String::new(), is_whole: false }
     }
 
     pub(super) fn of(mut self, value: &str) -> Bad {
         self.value = value.to_owned();
+        self
+    }
+
+    pub(super) fn whole(mut self) -> Bad {
+        self.is_whole = true;
         self
     }
 

@@ -262,7 +262,7 @@ fn poll_room(
 ) -> Poll<Result<Waited, Reason>> {
     let timeout = c.config().body_timeout;
     match x.body.poll_ready(cx) {
-        Poll::Ready(Err(e)) => Poll::Ready(Err(spool_failed(&e))),
+        Poll::Ready(Err(e)) => Poll::Ready(Err(spool_failed(x, &e))),
         Poll::Ready(Ok(())) if waits_until.take().is_some() => {
             c.timer.set(timeout);
             Poll::Ready(Ok(Waited::Yes))
@@ -271,7 +271,7 @@ fn poll_room(
         Poll::Pending => {
             let until = *waits_until.get_or_insert_with(|| c.timer.now() + timeout.max(ROOM));
             if c.timer.now() >= until {
-                return Poll::Ready(Err(spool_failed(&io::ErrorKind::TimedOut.into())));
+                return Poll::Ready(Err(spool_failed(x, &io::ErrorKind::TimedOut.into())));
             }
             c.timer.set_at(until);
             Poll::Pending
@@ -279,7 +279,7 @@ fn poll_room(
     }
 }
 
-fn spool_failed(error: &io::Error) -> Reason {
-    tracing::warn!("a request body could not be kept: {error} (spool-dir, spool-max)");
+fn spool_failed(x: &Exchange, error: &io::Error) -> Reason {
+    x.lp.shared.say_not_kept(error);
     Reason::SpoolFull
 }

@@ -85,6 +85,7 @@ pub(crate) struct Shared {
     pub(super) wrapped: bool,
     said_unreachable: Said,
     said_paced: Said,
+    said_not_kept: Said,
     said_not_accepted: Said,
     said_not_watched: Said,
     said_reaped: Said,
@@ -218,6 +219,20 @@ impl Shared {
         }
     }
 
+    /// A request was refused for its body: says so, not for every request, of which clients may send many.
+    pub(crate) fn say_not_kept(&self, error: &io::Error) {
+        if self.said_not_kept.due(self.begun, SAY_LIMIT_AGAIN).is_some() {
+            match error.raw_os_error() {
+                None if error.kind() == io::ErrorKind::StorageFull => tracing::warn!(
+                    "a request body could not be kept: the disk budget is spent (spool-max)"
+                ),
+                _ => tracing::warn!(
+                    "a request body could not be kept: {error} (spool-dir, spool-max)"
+                ),
+            }
+        }
+    }
+
     /// A worker has to wait for its client: says so, not for every response.
     pub(crate) fn say_paced(&self, disk_failed: bool) {
         if self.said_paced.due(self.begun, SAY_AGAIN).is_some() {
@@ -300,6 +315,7 @@ pub(super) fn shared(config: &Arc<Config>) -> io::Result<Shared> {
         wrapped: !config.command.is_empty(),
         said_unreachable: Said::default(),
         said_paced: Said::default(),
+        said_not_kept: Said::default(),
         said_not_accepted: Said::default(),
         said_not_watched: Said::default(),
         said_reaped: Said::default(),

@@ -652,6 +652,8 @@ impl Service {
 }
 
 #[cfg(test)]
+mod scaling;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

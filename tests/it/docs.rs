@@ -410,6 +410,44 @@ fn readme_says_what_can_be_typed() {
     }
 }
 
+/// Figures in sentences, which `cargo bench -- plots` does not write.
+#[test]
+fn readme_has_the_figures_of_the_tables() {
+    let table = |part: &str| -> Vec<Vec<String>> {
+        let text = read(&format!("benchmarks/{part}.tsv"));
+        let rows = text.lines().filter(|line| !line.starts_with('#'));
+        rows.map(|row| row.split('\t').map(str::to_owned).collect()).collect()
+    };
+    let rescue = table("rescue");
+    let memory = |who: &str| -> f64 {
+        let row = rescue.iter().find(|row| row[0].starts_with(who)).unwrap();
+        row.last().unwrap().parse().unwrap()
+    };
+    let overload = table("overload");
+    let under = |who: &str| {
+        let mut rows = overload.iter();
+        rows.find(|row| row[0] == "100 ms, 3 times" && row[2] == who).unwrap()
+    };
+    let (nginx, ours) = (under("nginx"), under("bufproxy"));
+    let page = read("../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    for said in [
+        format!(
+            "bufproxy and nginx take {:.0} and {:.0} MiB for it, Caddy {:.1} GiB, waitress {:.0} MiB",
+            memory("bufproxy"),
+            memory("nginx"),
+            memory("Caddy") / 1024.0,
+            memory("waitress")
+        ),
+        format!(
+            "it answered in time {} of what the workers can do in 10 s, bufproxy {}",
+            nginx[3], ours[3]
+        ),
+        format!("needed {:.0} s more before the next answer", nginx[6].parse::<f64>().unwrap()),
+    ] {
+        assert!(page.contains(&said), "README.md, by docs/benchmarks: {said}");
+    }
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut links = 0;

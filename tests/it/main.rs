@@ -10,6 +10,8 @@ mod access_log;
 mod admin;
 // A worker never waits for a client.
 mod buffering;
+// What slow clients cost, by the page that says it.
+mod capacity;
 // The child process: started, signalled, reaped.
 mod child;
 // What is typed, and what is said about it.

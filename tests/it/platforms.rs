@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{App, bufproxy, repository, venv};
+use crate::support::{App, Client, Proxy, bufproxy, repository, venv};
 
 /// A command line for a shell, and the variables that it is started with.
 pub(crate) struct Invocation {
@@ -259,6 +259,68 @@ fn kubernetes_bufproxy_as_sidecar_is_drained_before_the_app_stops() {
     assert!(variables(&ours).contains(&("BUFPROXY_ADMIN", value("--admin"))));
     let (wait, grace) = (seconds(value("--timeout")), &pod["terminationGracePeriodSeconds"]);
     assert!(25 < wait && wait + 3 < grace.as_u64().unwrap());
+}
+
+#[test]
+fn kubernetes_scales_by_a_metric_that_there_is() {
+    let autoscaling = yaml("config/kubernetes/autoscaling.yaml");
+    let [scaler, policy] = autoscaling.as_slice() else { panic!("{autoscaling:?}") };
+    let adapter = &yaml("config/kubernetes/prometheus-adapter.yaml")[0];
+    let [rule] = list(&adapter["rules"], "custom") else { panic!("{adapter}") };
+    let pods = &scaler["spec"]["metrics"][0]["pods"];
+    assert_eq!(pods["metric"]["name"], rule["name"]["as"]);
+
+    // What its rule adds up is what is under way at a proxy: one at the app, two that wait.
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let admin = dir.path().join("admin.sock");
+    let listen = format!("unix:{}", admin.display());
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--admin", &listen]);
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    clients[0].get("/");
+    let (worker, _) = app.request();
+    clients[1..].iter_mut().for_each(|client| client.get("/"));
+    proxy.settle();
+    let mut scraper = Client::unix(&admin);
+    scraper.get("/metrics");
+    let metrics = scraper.response().text();
+    let query = rule["metricsQuery"].as_str().unwrap();
+    let (_, query) = query.split_once("avg_over_time(").unwrap();
+    let (series, labels) = query.split_once("{phase=~\"").unwrap();
+    let phases: Vec<_> = labels.split('"').next().unwrap().split('|').collect();
+    let value = |phase: &&str| {
+        let line = format!("{series}{{phase=\"{phase}\"}} ");
+        let value = metrics.lines().find_map(|said| said.strip_prefix(&line)?.parse::<u64>().ok());
+        value.unwrap_or_else(|| panic!("no {line}in {metrics}"))
+    };
+    assert_eq!(phases.iter().map(value).sum::<u64>(), 3);
+    let found = rule["seriesQuery"].as_str().unwrap();
+    assert!(metrics.contains(&found[..found.find(',').unwrap()]), "{found}");
+    worker.reply("");
+    (1..3).for_each(|_| app.request().0.reply(""));
+    clients.iter_mut().for_each(|client| _ = client.response());
+
+    // The patches of A fit: its admin listener, where Prometheus looks and nobody else may.
+    let web = &yaml("config/kubernetes/one-container.yaml")[0];
+    assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], web["metadata"]["name"]);
+    assert_eq!(policy["spec"]["podSelector"], web["spec"]["selector"]);
+    let container = &web["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(variables(container)[0].0, "BUFPROXY_ADMIN");
+    let patches = read("config/kubernetes/kustomization.yaml");
+    for patch in [
+        "path: /spec/template/spec/containers/0/env/0\n        value: {name: BUFPROXY_ADMIN, value: \":9091\"}",
+        "value: {name: admin, containerPort: 9091}",
+        "prometheus.io/port: \"9091\"",
+    ] {
+        assert!(patches.contains(patch), "{patch}");
+    }
+    assert_eq!(policy["spec"]["ingress"][1]["ports"][0]["port"], "admin");
+    let env = [("BUFPROXY_ADMIN", ":9091"), ("BUFPROXY_TRUST", "private")];
+    let checked = Invocation::words(&words(container), &env).check();
+    assert_eq!(checked.warnings, [""; 0]);
+    // Three quarters of the workers, as in the queue's model of scaling.
+    let target: f64 = pods["target"]["averageValue"].as_str().unwrap().parse().unwrap();
+    assert_eq!(target, checked.get("concurrency").parse::<f64>().unwrap() * 0.75);
 }
 
 /// What the app binds is what bufproxy looks for, on a volume that both have.

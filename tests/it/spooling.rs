@@ -46,6 +46,33 @@ fn file_size_limit_of_the_process_refuses_a_body_and_ends_nothing() {
 }
 
 #[test]
+fn a_full_disk_is_said_once_and_not_for_each_request() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--spool-max", "1m", "--max-body", "1m"]);
+    let upload = |path: &str| {
+        let mut client = proxy.connect();
+        client.send(format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {MIB}\r\n\r\n"));
+        let _ = client.try_send(vec![b'x'; MIB]);
+        client
+    };
+    // It fills the disk until the worker has answered.
+    let mut held = upload("/held");
+    let (worker, _) = app.request();
+    for n in 0..10 {
+        let path = format!("/{n}");
+        assert_eq!(upload(&path).response().status(), 503);
+        assert_eq!(proxy.record(&path).get("end"), "spool_full");
+    }
+    worker.reply("");
+    held.response();
+    let said = proxy.stderr.seen();
+    let said: Vec<_> = said.iter().filter(|line| line.contains("could not be kept")).collect();
+    let expected =
+        "bufproxy: warning: a request body could not be kept: the disk budget is spent (spool-max)";
+    assert_eq!(said, [expected]);
+}
+
+#[test]
 fn one_client_does_not_fill_the_disk_for_the_others() {
     let app = App::answering(ok("x"));
     let options = ["--trust", "private", "--spool-max", "8m", "--max-body", "4m"];

@@ -416,6 +416,7 @@ pub fn configured(args: &[&str]) -> Result<Config, Vec<String>> {
         read: &|_: &Path| Err(io::ErrorKind::NotFound.into()),
         in_memory: &|_| Ok(false),
         no_socket: &|_| None,
+        takes_a_log: &|_| Ok(()),
         nofile: 1 << 20,
         private_socket: "/run/bufproxy-1/app.sock".into(),
     });
