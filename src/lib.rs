@@ -22,6 +22,7 @@
 //! | [`trust`] | pure: client and scheme of a request, from those whose word counts |
 //! | `net` | one socket type for TCP and Unix, client and app |
 //! | `scratch`, `timer` | read buffers of the thread; deadlines of its connections |
+//! | `text` | addresses, for heads and log lines |
 //! | [`spool`] | one body in either direction; the budgets of all of them |
 //! | [`access_log`] | `Record`, templates (every format is one), the writer's thread, diagnostics |
 //! | `upstream` | slots and line (`queue`, pure), `names`, `connect`, `attempt` with `prompt`: an answer before the loop watches for it; `discard`: a worker whose client has left |
@@ -124,6 +125,10 @@
 //!   and left 1.4 MiB behind; with jemalloc 9.3 KiB and 4.8 MiB, with mimalloc 20.6 KiB and 3.4 MiB.
 //! - **Page cache of spool files is dropped beside the writers** (`spool::file`), not by them: a worker
 //!   would be held for as long as the disk takes.
+//! - **No library reads heads**: field lines are read in one pass of ours (`http1::field::quick_line`),
+//!   which knows names and keeps offsets; whatever is not as nearly all lines are goes to the reference
+//!   (`next_line`), line by line. httparse, whose slices were read three times more, is another reader in
+//!   tests.
 //! - **The log line is rendered on the loop, written by the log's thread.** The buffer is bounded; what
 //!   does not fit is dropped and counted, because a client must never wait for a log.
 //! - **The exec shim** is our own binary (`supervisor::exec`): code between fork and exec would have to
@@ -148,6 +153,7 @@ pub mod server;
 pub mod spool;
 pub mod supervisor;
 mod sys;
+mod text;
 mod timer;
 pub mod trust;
 pub mod upstream;

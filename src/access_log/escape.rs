@@ -3,6 +3,8 @@
 //! What must stay true: no byte below 0x20, no 0x7F and, but for JSON, none above it leaves here,
 //! and no `"` unescaped, so that no client can end a field or a line.
 
+use crate::http1::all;
+
 /// The escaping of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Escape {
@@ -19,6 +21,15 @@ const MARKER: &[u8] = b"...";
 
 /// Appends `value`, at most `cap` bytes (3 or more): a longer one ends with the marker.
 pub(super) fn append(out: &mut Vec<u8>, value: &[u8], escape: Escape, cap: usize) {
+    // As nearly all are.
+    if value.len() <= cap && all(value, |b| !is_special(b)) {
+        return out.extend_from_slice(value);
+    }
+    append_escaped(out, value, escape, cap);
+}
+
+#[cold]
+fn append_escaped(out: &mut Vec<u8>, value: &[u8], escape: Escape, cap: usize) {
     let start = out.len();
     // An escaped text is never shorter than the text: what lies beyond the cap need not be looked
     // at, but for the rest of a character of up to four bytes.
@@ -44,38 +55,9 @@ fn is_special(byte: u8) -> bool {
     !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\')
 }
 
-/// Length of the longest prefix that needs no escape: nearly always all.
-fn plain(value: &[u8]) -> usize {
-    // Blocks of a fixed size, without an early exit, become vector code.
-    let mut found = [false; 16];
-    let mut look = |block: &[u8; 16]| {
-        for (found, &byte) in found.iter_mut().zip(block) {
-            *found |= is_special(byte);
-        }
-    };
-    if let Some(last) = value.last_chunk() {
-        value.as_chunks().0.iter().for_each(&mut look);
-        // It may overlap the one before.
-        look(last);
-    } else if let (Some(first), Some(last)) = (value.first_chunk::<8>(), value.last_chunk::<8>()) {
-        let mut both = [0; 16];
-        both[..8].copy_from_slice(first);
-        both[8..].copy_from_slice(last);
-        look(&both);
-    } else {
-        found[0] = true;
-    }
-    match found == [false; 16] {
-        true => value.len(),
-        false => value.iter().position(|&b| is_special(b)).unwrap_or(value.len()),
-    }
-}
-
 fn append_text(out: &mut Vec<u8>, value: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let (clean, rest) = value.split_at(plain(value));
-    out.extend_from_slice(clean);
-    for &byte in rest {
+    for &byte in value {
         if is_special(byte) {
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
             out.extend_from_slice(&[b'\\', b'x', high, low]);
@@ -86,9 +68,7 @@ fn append_text(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 fn append_json(out: &mut Vec<u8>, value: &[u8], ascii: bool) {
-    let (clean, rest) = value.split_at(plain(value));
-    out.extend_from_slice(clean);
-    for chunk in rest.utf8_chunks() {
+    for chunk in value.utf8_chunks() {
         for c in chunk.valid().chars() {
             append_char(out, c, ascii);
         }

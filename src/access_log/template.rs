@@ -6,14 +6,13 @@
 //! whatever the client sent.
 
 use std::cell::RefCell;
-use std::io::Write as _;
-use std::net::IpAddr;
 
 use super::Record;
 use super::clock::{Clock, digits};
 use super::escape::{self, Escape};
 use super::variable::{self, Source, Value, Variable};
 use crate::config::{LogQuery, UpstreamAddr};
+use crate::text::address;
 
 /// The named formats. Ours have the same fields in the same order.
 const L2MET: &str = "measure#$log_name.service=$request_time request=\"$request\" \
@@ -288,41 +287,6 @@ fn between(out: &mut Vec<u8>, quotes: bool, value: impl FnOnce(&mut Vec<u8>)) {
         out.push(b'"');
     }
 }
-
-fn address(out: &mut Vec<u8>, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => {
-            let (mut text, mut at) = ([0; 16], 0);
-            for octet in ip.octets() {
-                let (digits, length) = OCTETS[usize::from(octet)];
-                text[at..at + 4].copy_from_slice(&digits);
-                at += length;
-            }
-            let length = out.len() + at - 1;
-            out.extend_from_slice(&text);
-            out.truncate(length);
-        }
-        // Writing to memory cannot fail.
-        IpAddr::V6(ip) => drop(write!(out, "{ip}")),
-    }
-}
-
-/// Each octet with a dot behind it, and the length of both.
-static OCTETS: [([u8; 4], usize); 256] = {
-    let mut octets = [([0; 4], 0); 256];
-    let mut octet = 0;
-    while octet < octets.len() {
-        let (hundreds, tens, ones) = (octet / 100, octet / 10 % 10, octet % 10);
-        let (hundreds, tens, ones) = (b'0' + hundreds as u8, b'0' + tens as u8, b'0' + ones as u8);
-        octets[octet] = match octet {
-            0..10 => ([ones, b'.', 0, 0], 2),
-            10..100 => ([tens, ones, b'.', 0], 3),
-            _ => ([hundreds, tens, ones, b'.'], 4),
-        };
-        octet += 1;
-    }
-    octets
-};
 
 /// Cuts a template into its parts and what follows the last.
 fn compile(

@@ -26,7 +26,8 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, Forwarded, Peer};
-use crate::http1::{Field, FieldId, Lines, RequestHead, Span, Version};
+use crate::http1::{Field, FieldId, Lines, RequestHead, Span, Version, all};
+use crate::text::address;
 use crate::trust::{Resolved, real_ip_header};
 
 /// What `ForwardedHead::write` needs beside the head.
@@ -73,7 +74,7 @@ impl ForwardedHead {
         }
         request_line(out, head);
         match host {
-            Some(host) => line(out, b"Host", host),
+            Some(host) => line(out, b"Host: ", host),
             None => local_host(out, with.local),
         }
 
@@ -192,10 +193,10 @@ impl ForwardedHead {
         {
             address_line(out, b"X-Real-Ip: ", ip);
         }
-        line(out, b"X-Forwarded-Proto", resolved.scheme.as_bytes());
+        line(out, b"X-Forwarded-Proto: ", resolved.scheme.as_bytes());
         if !trusted && let Some(host) = host {
-            line(out, b"X-Forwarded-Host", host);
-            line(out, b"X-Forwarded-Port", port(host, resolved.scheme));
+            line(out, b"X-Forwarded-Host: ", host);
+            line(out, b"X-Forwarded-Port: ", port(host, resolved.scheme));
         }
         if forwarded_came && !preserve {
             out.extend_from_slice(b"Forwarded: ");
@@ -241,10 +242,16 @@ impl ForwardedHead {
     /// `Content-Length` where the request has a body.
     pub fn finish(&mut self, receive_ms: u64, now_ms: u64, content_length: Option<u64>) {
         let start_ms = self.start_ms.saturating_add(receive_ms).min(now_ms);
-        self.bytes[self.request_start.start as usize..self.request_start.end as usize]
-            .copy_from_slice(&thirteen_digits(start_ms));
+        if start_ms != self.start_ms {
+            self.bytes[self.request_start.start as usize..self.request_start.end as usize]
+                .copy_from_slice(&thirteen_digits(start_ms));
+        }
         if let Some(length) = content_length {
-            line(&mut self.bytes, b"Content-Length", itoa::Buffer::new().format(length).as_bytes());
+            line(
+                &mut self.bytes,
+                b"Content-Length: ",
+                itoa::Buffer::new().format(length).as_bytes(),
+            );
         }
         self.bytes.extend_from_slice(CRLF);
     }
@@ -259,24 +266,34 @@ pub fn max_forwards_zero(head: &RequestHead) -> bool {
 /// The form of X-Request-Id that is kept: Heroku's, 20 to 200 of `A-Za-z0-9+/=-`.
 pub fn is_request_id(value: &[u8]) -> bool {
     (20..=200).contains(&value.len())
-        && value.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=-".contains(b))
+        && all(value, |b| {
+            let is_letter = (b | 0x20).wrapping_sub(b'a') < 26;
+            is_letter | b.is_ascii_digit() | (b == b'+') | (b == b'/') | (b == b'=') | (b == b'-')
+        })
 }
 
 const CRLF: &[u8] = b"\r\n";
 
+/// `name` ends with its colon and a space. Inlined, so that it is copied without a call.
+#[inline(always)]
 fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(CRLF);
 }
 
 /// Method, target and version. Of the target only the form changes (RFC 9112, 3.2.1).
 fn request_line(out: &mut Vec<u8>, head: &RequestHead) {
-    out.extend_from_slice(head.method());
-    out.extend_from_slice(b" ");
-    out.extend_from_slice(head.path_prefix());
-    out.extend_from_slice(head.path.of(&head.bytes));
+    match head.authority {
+        // As it came.
+        None => out.extend_from_slice(&head.bytes[..head.path.end as usize]),
+        Some(_) => {
+            out.extend_from_slice(head.method());
+            out.extend_from_slice(b" ");
+            out.extend_from_slice(head.path_prefix());
+            out.extend_from_slice(head.path.of(&head.bytes));
+        }
+    }
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
@@ -312,7 +329,11 @@ fn port<'a>(host: &'a [u8], scheme: &str) -> &'a [u8] {
     }
 }
 
+#[inline]
 fn named_in_connection(head: &RequestHead, field: &Field) -> bool {
+    if head.connection_names.is_empty() {
+        return false;
+    }
     let name = field.name.of(&head.bytes);
     head.connection_names.iter().any(|n| name.eq_ignore_ascii_case(n.of(&head.bytes)))
 }
@@ -359,21 +380,6 @@ fn address_line(out: &mut Vec<u8>, name: &[u8], ip: IpAddr) {
     out.extend_from_slice(CRLF);
 }
 
-fn address(out: &mut Vec<u8>, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mut digits = itoa::Buffer::new();
-            let [a, b, c, d] = ip.octets();
-            out.extend_from_slice(digits.format(a).as_bytes());
-            for octet in [b, c, d] {
-                out.extend_from_slice(b".");
-                out.extend_from_slice(digits.format(octet).as_bytes());
-            }
-        }
-        IpAddr::V6(ip) => write!(out, "{ip}").expect("writing to a Vec does not fail"),
-    }
-}
-
 /// One element of Forwarded (RFC 7239, 4).
 fn forwarded_element(out: &mut Vec<u8>, ip: Option<IpAddr>, host: Option<&[u8]>, scheme: &str) {
     out.extend_from_slice(b"for=");
@@ -404,9 +410,10 @@ fn is_options_or_trace(head: &RequestHead) -> bool {
 fn max_forwards(out: &mut Vec<u8>, field: &Field, head: &RequestHead) {
     let value = field.value.of(&head.bytes);
     let name = field.name.of(&head.bytes);
+    out.extend_from_slice(name);
     match number(value) {
-        Some(n) => line(out, name, itoa::Buffer::new().format(n.saturating_sub(1)).as_bytes()),
-        None => line(out, name, value),
+        Some(n) => line(out, b": ", itoa::Buffer::new().format(n.saturating_sub(1)).as_bytes()),
+        None => line(out, b": ", value),
     }
 }
 
@@ -422,6 +429,12 @@ fn number(digits: &[u8]) -> Option<u64> {
 /// (nginx's `t=${msec}`), milliseconds (Heroku), microseconds (Apache), nanoseconds (Render), with
 /// or without `t=`. The magnitude tells the unit; a time outside of 2001 to 2286 is none.
 fn milliseconds(value: &[u8]) -> Option<u64> {
+    // Heroku's.
+    if let Some(digits) = value.as_array::<13>()
+        && all(digits, |b| b.is_ascii_digit())
+    {
+        return Some(digits.iter().fold(0, |n, b| 10 * n + u64::from(b - b'0')));
+    }
     let value = value.strip_prefix(b"t=").unwrap_or(value);
     let (whole, fraction) = match memchr::memchr(b'.', value) {
         Some(dot) => (&value[..dot], &value[dot + 1..]),
@@ -445,12 +458,11 @@ fn milliseconds(value: &[u8]) -> Option<u64> {
 }
 
 /// A time as 13 digits, so that `finish` can write another in its place.
-fn thirteen_digits(mut ms: u64) -> [u8; 13] {
+fn thirteen_digits(ms: u64) -> [u8; 13] {
     let mut digits = [b'0'; 13];
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (ms % 10) as u8;
-        ms /= 10;
-    }
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(ms % 10_000_000_000_000).as_bytes();
+    digits[13 - text.len()..].copy_from_slice(text);
     digits
 }
 

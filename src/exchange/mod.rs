@@ -637,14 +637,19 @@ impl Exchange {
         let granted = m.granted.unwrap_or(end);
         let connected = m.connected.unwrap_or(end);
         let app_done = m.app_done.unwrap_or(end);
+        // Marks of one turn of the loop are the same time.
+        let between = |from: Instant, to: Instant| match from == to {
+            true => Duration::ZERO,
+            false => to.saturating_duration_since(from),
+        };
         let record = &mut self.record;
-        record.service = end - m.started;
-        record.receive = received.saturating_duration_since(m.started);
-        record.queue = granted.saturating_duration_since(received);
-        record.connect = connected.saturating_duration_since(granted);
-        record.first_byte = m.first_byte.map(|at| at.saturating_duration_since(connected));
-        record.upstream = app_done.saturating_duration_since(connected);
-        record.send = end.saturating_duration_since(app_done);
+        record.service = between(m.started, end);
+        record.receive = between(m.started, received);
+        record.queue = between(received, granted);
+        record.connect = between(granted, connected);
+        record.first_byte = m.first_byte.map(|at| between(connected, at));
+        record.upstream = between(connected, app_done);
+        record.send = between(app_done, end);
         self.lp.shared.ended(&self.settings, record);
     }
 }

@@ -9,8 +9,8 @@ mod request;
 mod response;
 
 pub use chunked::{Chunked, Decoded, LAST_CHUNK, chunk_head};
-pub(crate) use field::Lines;
 pub use field::{Field, FieldId};
+pub(crate) use field::{Lines, all};
 pub use request::{RequestBody, RequestHead};
 pub use response::{ResponseBody, ResponseHead};
 
