@@ -2,7 +2,7 @@
 //! request whatever became of it, and who was slow.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -153,17 +153,20 @@ fn record_names_who_was_slow() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);
     let mut client = proxy.connect();
+    let begun = Instant::now();
     client.get("/app");
     let (worker, _) = app.request();
-    std::thread::sleep(Duration::from_millis(200));
+    // Longer than all else takes, on a busy machine too.
+    std::thread::sleep(Duration::from_millis(200) + 3 * begun.elapsed());
     worker.reply("");
     client.response();
     assert_eq!(proxy.record("/app").get("slow"), "app");
 
     let mut client = proxy.connect_slow();
+    let begun = Instant::now();
     client.get("/client");
     app.request().0.reply(pattern(3_000_000));
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200) + 3 * begun.elapsed());
     client.response();
     assert_eq!(proxy.record("/client").get("slow"), "client_down");
 }
