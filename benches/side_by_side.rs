@@ -24,7 +24,7 @@ usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT
-  --also PROGRAM  in the cpu part, another build of bufproxy beside this one";
+  --also PROGRAM  in the cpu and memory parts, another build of bufproxy beside this one";
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -159,7 +159,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         show("cpu", &cpu::run(&kinds, &options.case, rounds, dir.path())?)?;
     }
     if options.wants("memory") {
-        let kinds = options.select(&MEMORY);
+        let kinds = [&options.also, &options.select(&MEMORY)[..]].concat();
         show("memory", &memory::run(&kinds, &options.case, options.quick, dir.path())?)?;
     }
     if options.wants("rescue") {

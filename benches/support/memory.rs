@@ -121,7 +121,7 @@ impl Case {
 
     /// What grows with the clients is seen in two; gigabytes in memory are not tried.
     fn is_for(self, kind: Kind) -> bool {
-        self.clients() <= 1000 || matches!(kind, Kind::Bufproxy | Kind::Nginx)
+        self.clients() <= 1000 || matches!(kind, Kind::Bufproxy | Kind::Also(_) | Kind::Nginx)
     }
 }
 
