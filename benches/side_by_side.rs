@@ -189,7 +189,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         println!("{}", tail::run(&options.select(&TAIL), options.quick, dir.path())?);
     }
     if options.wants("pauses") {
-        println!("{}", tail::pauses(options.quick, dir.path())?);
+        println!("{}", tail::pauses(&options.case, options.quick, dir.path())?);
     }
     if options.plots {
         results::publish()?;

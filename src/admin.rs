@@ -405,6 +405,11 @@ impl Facts {
                 "Idle connections closed above 90 % of max-connections, to make room.",
                 &METRICS.idle_reaped,
             ),
+            (
+                "spool_errors_total",
+                "Spool files that could not be made, written or read back (spool-dir).",
+                &METRICS.spool_errors,
+            ),
         ];
         for (name, help, counter) in counters {
             text.family(name, "counter", help);

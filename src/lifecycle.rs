@@ -81,6 +81,7 @@ pub fn run(config: Config, passed: Passed, stderr: Stderr) -> Result<u8, Failure
         // A Heroku dyno has 256 threads in all.
         .max_blocking_threads(4)
         .thread_keep_alive(Duration::MAX)
+        .on_thread_unpark(crate::net::turned)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
     let result = runtime.block_on(live(Arc::new(config), passed, stderr));
@@ -113,7 +114,8 @@ async fn live(config: Arc<Config>, passed: Passed, stderr: Stderr) -> Result<u8,
     }
     let mut app = App::start(&config, soft_limit, stderr)?;
     let manager = Manager::of_process();
-    let mut process = Process { server, manager, machine, health, loading: None };
+    let mut process =
+        Process { server, manager, machine, health, loading: None, told_reloading: false };
     // Behind a listener of systemd's, clients wait for us already: that it answers proves nothing.
     let ours = if activated { &[] } else { listening.as_slice() };
     let ended = async {
@@ -196,8 +198,9 @@ async fn serve(
                 if let Some(config) = loaded {
                     app.reconfigure(&config, &process.server);
                 }
-                // While the app boots, or after the end has begun, it is not true.
-                if process.machine.state() == State::Ready {
+                // After the end has begun it is not true.
+                let told = std::mem::take(&mut process.told_reloading);
+                if told && process.machine.state() == State::Ready {
                     process.manager.ready();
                 }
                 continue;
@@ -504,6 +507,8 @@ struct Process {
     health: Arc<Health>,
     /// The configuration, while it is read again.
     loading: Option<JoinHandle<Option<Arc<Config>>>>,
+    /// The manager was told so, and waits for READY=1.
+    told_reloading: bool,
 }
 
 impl Process {
@@ -543,8 +548,10 @@ impl Process {
                 }
                 Action::ReopenLog => server.reopen_log(),
                 Action::Reload => {
+                    // While the app boots, READY=1 is still to come, and once.
                     if now == State::Ready {
                         self.manager.reloading();
+                        self.told_reloading = true;
                     }
                     // Files are read on the pool (invariant 9), one HUP after the other.
                     let (server, running) = (server.clone(), app.config.clone());

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -43,11 +43,23 @@ const JOIN: usize = 2048;
 thread_local! {
     /// Its address stands for the thread.
     static HERE: Cell<u8> = const { Cell::new(0) };
+    /// How often the loop of this thread has asked the kernel what has come.
+    static TURN: Cell<u64> = const { Cell::new(0) };
     static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 fn this_thread() -> usize {
     HERE.with(|here| here.as_ptr().addr())
+}
+
+/// The loop of this thread has asked the kernel what has come: `on_thread_unpark` of its runtime.
+pub(crate) fn turned() {
+    TURN.set(TURN.get() + 1);
+}
+
+/// How often that was.
+pub(crate) fn turn() -> u64 {
+    TURN.get()
 }
 
 impl Stream {
@@ -108,8 +120,16 @@ impl Stream {
         Ok(rustix::net::recv(self.socket(), buf, RecvFlags::empty())?.0)
     }
 
-    /// Nothing is there to read, nor the end. The kernel is asked: of what has come in this turn of
-    /// the loop, the loop does not know.
+    /// Nothing is there to read, nor the end, of a stream that nobody has read since `turn`. What the
+    /// loop was told in a later one need not be asked again: what comes after that may as well come
+    /// after a look of ours. Of what comes in the same turn the loop does not know.
+    pub(crate) fn is_quiet_since(&self, turn: u64) -> bool {
+        let told = self.is_watched_here() && turn != self::turn();
+        told && self.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending()
+            || self.is_quiet()
+    }
+
+    /// The same, asked of the kernel.
     pub(crate) fn is_quiet(&self) -> bool {
         let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(self.socket(), &mut [0], look), Err(rustix::io::Errno::AGAIN))
@@ -421,10 +441,40 @@ mod tests {
                 let (ours, mut theirs) = UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
                 let stream = Stream::new(ours.into()).unwrap();
-                assert!(stream.is_quiet());
+                assert!(stream.is_quiet_since(turn()));
                 theirs.write_all(comes.as_bytes()).unwrap();
                 drop(theirs);
-                assert!(!stream.is_quiet(), "{comes:?}");
+                assert!(!stream.is_quiet_since(turn()), "{comes:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_has_come_by_the_next_turn_is_known_without_asking_the_kernel() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .on_thread_unpark(turned)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for comes in ["a second answer", ""] {
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                let (quiet, stream) = (turn(), Stream::new(ours.into()).unwrap());
+                let (other, wakes) = UnixStream::pair().unwrap();
+                other.set_nonblocking(true).unwrap();
+                let other = Stream::new(other.into()).unwrap();
+                drop(wakes);
+                std::future::poll_fn(|cx| other.poll_readable(cx)).await.unwrap();
+                assert!(turn() > quiet && stream.is_quiet_since(quiet));
+
+                let before = turn();
+                theirs.write_all(comes.as_bytes()).unwrap();
+                drop(theirs);
+                // In this turn the loop still believes it.
+                assert!(stream.is_quiet_since(quiet) && !stream.is_quiet_since(before));
+                std::future::poll_fn(|cx| stream.poll_readable(cx)).await.unwrap();
+                assert!(turn() > before && !stream.is_quiet_since(quiet), "{comes:?}");
             }
         });
     }

@@ -3,6 +3,8 @@
 //! registration, and a list of those that ended in one turn of the loop (here, with one client, one
 //! for each request).
 //!
+//! And what a client holds that reads nothing of a large response is bounded.
+//!
 //! The proxy runs in this process, app and client are threads that allocate nothing, and a counting
 //! allocator sees all of it. One test after the other: a harness would run, and allocate, beside it.
 
@@ -15,6 +17,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bufproxy::config::{self, Config, Invocation, Sources};
 use bufproxy::server::Server;
@@ -28,6 +31,11 @@ const WARM_UP: usize = 2000;
 const REQUESTS: usize = 1000;
 /// What the threads beside the requests may do meanwhile: timers, the log's writer.
 const BESIDE: usize = REQUESTS / 20;
+/// Clients that stall at the same time, and the heap that each may hold, in bytes.
+const STALLED: usize = 100;
+const HELD: isize = 4 * 1024;
+/// More than anything of theirs waits for before it gives memory back.
+const SETTLED: Duration = Duration::from_secs(3);
 
 fn main() {
     let dir = tempfile::tempdir().unwrap();
@@ -35,7 +43,7 @@ fn main() {
         [("kept", &["--upstream-keepalive", "10s"][..], 0), ("new", &[][..], 2)]
     {
         let socket = dir.path().join(upstream);
-        serve_app(&socket, upstream == "kept");
+        serve_app(&socket, ANSWER, upstream == "kept");
         let mut client = connect(start_proxy(&socket, options, dir.path()));
         (0..WARM_UP).for_each(|_| exchange(&mut client));
         let counted = Region::new(ALLOCATOR);
@@ -45,6 +53,48 @@ fn main() {
         println!("{upstream} upstream connection: {made} allocations in {REQUESTS} requests");
         assert!(made <= at_most * REQUESTS + BESIDE, "{upstream}: {change:?}");
     }
+    stalled_readers(dir.path());
+}
+
+/// Those of a first round stay, and with them all that is allocated once.
+fn stalled_readers(dir: &Path) {
+    let socket = dir.join("large");
+    let mut answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n".to_vec();
+    answer.resize(answer.len() + 1048576, b'x');
+    serve_app(&socket, answer.leak(), false);
+    // Little memory: the bodies go to disk.
+    let address = start_proxy(&socket, &["--memory", "256k"], dir);
+    let stall = || {
+        let clients = (0..STALLED).map(|_| {
+            let mut client = connect(address.clone());
+            client.write_all(REQUEST).unwrap();
+            client
+        });
+        let clients: Vec<TcpStream> = clients.collect();
+        (settled(), clients)
+    };
+    let (before, _first) = stall();
+    let (after, _second) = stall();
+    let each = (after - before) / STALLED as isize;
+    println!("{each} bytes of heap for each stalled reader");
+    assert!(each <= HELD, "{each} bytes for each stalled reader");
+}
+
+/// Bytes allocated when they have not changed much for a while.
+fn settled() -> isize {
+    let held = || {
+        let stats = ALLOCATOR.stats();
+        stats.bytes_allocated as isize + stats.bytes_reallocated - stats.bytes_deallocated as isize
+    };
+    let (mut last, mut since) = (held(), Instant::now());
+    while since.elapsed() < SETTLED {
+        thread::sleep(Duration::from_millis(50));
+        let now = held();
+        if now.abs_diff(last) > 16 * 1024 {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
 }
 
 /// A loop of its own in front of `socket`; gives its address.
@@ -79,7 +129,7 @@ fn configure(args: Vec<String>) -> Config {
 }
 
 /// Answers every request with the same bytes; closes after each unless `keep`.
-fn serve_app(socket: &Path, keep: bool) {
+fn serve_app(socket: &Path, answer: &'static [u8], keep: bool) {
     let listener = UnixListener::bind(socket).unwrap();
     thread::spawn(move || {
         loop {
@@ -89,7 +139,7 @@ fn serve_app(socket: &Path, keep: bool) {
                 if worker.read(&mut buffer).unwrap() == 0 {
                     break;
                 }
-                worker.write_all(ANSWER).unwrap();
+                worker.write_all(answer).unwrap();
                 if !keep {
                     break;
                 }

@@ -16,7 +16,7 @@ const CONNECTIONS: [usize; 3] = [32, 256, 1024];
 
 /// Gives the table.
 pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String> {
-    let (rounds, requests) = if quick { (3, 5_000) } else { (5, 15_000) };
+    let (rounds, requests) = if quick { (3, 5_000) } else { (9, 15_000) };
     let mut rows = Vec::new();
     for upstream in [Upstream::KeepAlive, Upstream::ConnectionPerRequest] {
         let app = App::start(dir, upstream)?;

@@ -137,6 +137,13 @@ impl Record {
         };
     }
 
+    /// Gives up the capacity that is not used: this record is open for long.
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.head.shrink_to_fit();
+        self.request_id.shrink_to_fit();
+        self.response_head.shrink_to_fit();
+    }
+
     /// Writes the line, unless `skip` names the path.
     pub fn emit(&self, format: &Format, skip: &Skip, writer: &LogWriter) {
         thread_local! {

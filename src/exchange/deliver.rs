@@ -6,15 +6,16 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::gzip::{self, Gzip};
 use super::pace::Pace;
-use super::{Answer, Client, Exchange, Next, client_head, reply};
+use super::{Answer, Client, Exchange, Next, Served, client_head, reply};
 use crate::error::Reason;
 use crate::http1::{LAST_CHUNK, ResponseBody, Version, chunk_head};
 use crate::scratch::{Filled, SIZE, Scratch};
 use crate::server::Gauge;
+use crate::server::connection::Conn;
 use crate::spool::{KEEP_WHEN_SHORT, MAX_PUSH, Spool, SpoolLimits};
 use crate::upstream::Slot;
 use crate::upstream::attempt::Attempt;
@@ -26,13 +27,15 @@ use client_head::{ClientHead, Coding, Framing};
 const TURN: u32 = 16;
 /// Bytes of a file that are read for one write to the client.
 const FILE_READ: usize = 64 * 1024;
+/// A client that has taken nothing for so long gets the rest from a smaller task (`Slow`).
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Delivers the response whose head has been parsed into `x.response`.
-pub(super) async fn deliver(
+pub(super) fn deliver(
     c: &Client<'_>,
     x: &mut Exchange,
     answer: Answer,
-) -> Result<Next, Reason> {
+) -> impl Future<Output = Result<Served, Reason>> {
     x.record.upstream_status = x.response.status;
     x.record.stream = x.response.stream;
     if answer.attempt.complete() {
@@ -40,64 +43,86 @@ pub(super) async fn deliver(
         x.body.clear();
     }
     let mut pump = Pump::new(c, x, answer);
-    let compressible = c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
-    let gzipped = if compressible {
-        gzip::wanted(&x.record.head)
-    } else {
-        c.config().gzip.is_some() && gzip::is_of_compressed(&x.record.head, &x.response)
-    };
-    if gzipped && x.response.body == ResponseBody::None {
-        // A body that is not sent would not have the app's length either (RFC 9110, 8.6).
-        pump.framing = Framing::None(None);
-    } else if gzipped {
-        pump.gzip = c.config().gzip.map(Gzip::new);
-        poll_fn(|cx| {
-            pump.begin_compressed(c, x, cx);
-            Poll::Ready(())
-        })
-        .await;
-    }
-    if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
-        if x.response.stream {
-            pump.framing = Framing::Close;
+    // It takes the pump as it is: an async fn would have room for it twice.
+    async move {
+        let compressible =
+            c.config().gzip.is_some() && gzip::compressible(&x.record.head, &x.response);
+        let gzipped = if compressible {
+            gzip::wanted(&x.record.head)
         } else {
-            // An HTTP/1.0 client could not tell a cut from an end: the whole first, then its length.
-            let collected = poll_fn(|cx| pump.poll_collect(c, x, cx)).await;
-            if let Err(reason) = collected {
-                pump.leave(x);
-                return Err(reason);
+            c.config().gzip.is_some() && gzip::is_of_compressed(&x.record.head, &x.response)
+        };
+        if gzipped && x.response.body == ResponseBody::None {
+            // A body that is not sent would not have the app's length either (RFC 9110, 8.6).
+            pump.framing = Framing::None(None);
+        } else if gzipped {
+            pump.gzip = c.config().gzip.map(Gzip::new);
+            poll_fn(|cx| {
+                pump.begin_compressed(c, x, cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        if pump.framing == Framing::Chunked && x.record.head.version == Version::Http10 {
+            if x.response.stream {
+                pump.framing = Framing::Close;
+            } else {
+                // An HTTP/1.0 client could not tell a cut from an end: the whole first, then its length.
+                let collected = poll_fn(|cx| pump.poll_collect(c, x, cx)).await;
+                if let Err(reason) = collected {
+                    pump.leave(x);
+                    return Err(reason);
+                }
+                pump.framing = Framing::Length(pump.spool.unread());
             }
-            pump.framing = Framing::Length(pump.spool.unread());
+        }
+        // The sum of what the app sent is not that of what we made of it.
+        pump.trailers &= pump.framing == Framing::Chunked && pump.gzip.is_none();
+        let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
+        pump.head = std::mem::take(&mut x.out);
+        pump.head.clear();
+        pump.head.append(&mut x.interim);
+        let start = pump.head.len();
+        let with = ClientHead {
+            version: x.record.head.version,
+            framing: pump.framing,
+            keep_alive,
+            trailers: pump.trailers,
+            date: &reply::date(x.lp.timers.wall()),
+            coding: match (gzipped, compressible) {
+                (true, _) => Coding::Gzip,
+                (false, true) => Coding::Varies,
+                (false, false) => Coding::AsItCame,
+            },
+        };
+        client_head::write(&mut pump.head, &x.response, &with);
+        if c.settings.format.wants_response_head() {
+            x.record.response_head.extend_from_slice(&pump.head[start..]);
+        }
+        pump.keep_alive = keep_alive;
+        match poll_fn(|cx| pump.poll_or_slow(c, x, cx)).await {
+            Some(delivered) => pump.end(c, x, delivered).map(Served::Whole),
+            None => Ok(Served::Slow(pump.slim(x))),
         }
     }
-    // The sum of what the app sent is not that of what we made of it.
-    pump.trailers &= pump.framing == Framing::Chunked && pump.gzip.is_none();
-    let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
-    pump.head = std::mem::take(&mut x.out);
-    pump.head.clear();
-    pump.head.append(&mut x.interim);
-    let start = pump.head.len();
-    let with = ClientHead {
-        version: x.record.head.version,
-        framing: pump.framing,
-        keep_alive,
-        trailers: pump.trailers,
-        date: &reply::date(x.lp.timers.wall()),
-        coding: match (gzipped, compressible) {
-            (true, _) => Coding::Gzip,
-            (false, true) => Coding::Varies,
-            (false, false) => Coding::AsItCame,
-        },
-    };
-    client_head::write(&mut pump.head, &x.response, &with);
-    if c.settings.format.wants_response_head() {
-        x.record.response_head.extend_from_slice(&pump.head[start..]);
+}
+
+/// The rest of a response that its client takes slowly. The app is done.
+pub(crate) struct Slow(Box<Pump>);
+
+impl Slow {
+    /// Delivers it.
+    pub(crate) async fn finish(&mut self, conn: &Conn, x: &mut Exchange) -> Result<Next, Reason> {
+        let settings = x.settings.clone();
+        let c = &Client { conn, settings: &settings };
+        let delivered = poll_fn(|cx| {
+            // The loop has a waker for reads too: while it is the former task's, that is not freed.
+            let _ = c.stream.poll_readable(cx);
+            self.0.poll(c, x, cx)
+        })
+        .await;
+        self.0.end(c, x, delivered)
     }
-    let delivered = poll_fn(|cx| pump.poll(c, x, cx)).await;
-    pump.leave(x);
-    delivered?;
-    c.unfinished.set(false);
-    Ok(if keep_alive { Next::KeepAlive } else { Next::Close })
 }
 
 /// One response on its way from the worker to the client.
@@ -125,6 +150,10 @@ struct Pump {
     /// Payload bytes from the app.
     received: u64,
     keep_upstream: bool,
+    /// The client's connection goes on behind this response.
+    keep_alive: bool,
+    /// It may still become `Slow`.
+    may_slow: bool,
     /// A stream: every part of it goes out as it comes.
     flush: bool,
     /// The response is not whole: why.
@@ -170,6 +199,8 @@ impl Pump {
             sent: 0,
             received: 0,
             keep_upstream: x.response.keep_alive && config.upstream_keepalive.is_some(),
+            keep_alive: false,
+            may_slow: true,
             flush: x.response.stream,
             cut: None,
             failed: None,
@@ -211,6 +242,34 @@ impl Pump {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Ready with None: the app is done and the client is slow.
+    fn poll_or_slow(
+        &mut self,
+        c: &Client<'_>,
+        x: &mut Exchange,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(), Reason>>> {
+        match self.poll(c, x, cx) {
+            Poll::Ready(delivered) => Poll::Ready(Some(delivered)),
+            Poll::Pending if self.slow_at().is_some_and(|at| c.timer.now() >= at) => {
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// When this becomes a slow delivery, if nothing moves until then.
+    fn slow_at(&self) -> Option<Instant> {
+        let (since, _) = self.client_stalled?;
+        (self.may_slow && self.upstream.is_none()).then(|| since + SLOW)
+    }
+
+    fn slim(mut self, x: &mut Exchange) -> Slow {
+        self.may_slow = false;
+        x.slim();
+        Slow(Box::new(self))
     }
 
     /// Everything into the spool, nothing to the client yet.
@@ -510,7 +569,7 @@ impl Pump {
                 }
                 due = due.min(pace.due());
             }
-            next = Some(due);
+            next = Some(self.slow_at().map_or(due, |at| at.min(due)));
         } else {
             // It waits for the app.
             self.pace = None;
@@ -550,8 +609,20 @@ impl Pump {
         x.record.upstream_bytes_received = self.received;
     }
 
+    fn end(
+        &mut self,
+        c: &Client<'_>,
+        x: &mut Exchange,
+        delivered: Result<(), Reason>,
+    ) -> Result<Next, Reason> {
+        self.leave(x);
+        delivered?;
+        c.unfinished.set(false);
+        Ok(if self.keep_alive { Next::KeepAlive } else { Next::Close })
+    }
+
     /// Gives back what is the exchange's.
-    fn leave(mut self, x: &mut Exchange) {
+    fn leave(&mut self, x: &mut Exchange) {
         x.out = std::mem::take(&mut self.head);
         self.abandon(x, x.record.stream);
     }

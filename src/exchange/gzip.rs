@@ -12,11 +12,11 @@ use crate::http1::{Field, FieldId, RequestHead, ResponseBody, ResponseHead, Vers
 const MIN_LENGTH: u64 = 1024;
 
 /// One response body on its way through the compressor.
-pub(super) struct Gzip(GzEncoder<Vec<u8>>);
+pub(super) struct Gzip(Box<GzEncoder<Vec<u8>>>);
 
 impl Gzip {
     pub(super) fn new(level: u32) -> Gzip {
-        Gzip(GzEncoder::new(Vec::new(), Compression::new(level)))
+        Gzip(Box::new(GzEncoder::new(Vec::new(), Compression::new(level))))
     }
 
     /// Compresses `payload` and gives what is ready to be sent. `flush`: all of it is (an event of a

@@ -71,7 +71,8 @@ pub(super) async fn tunnel(
     x.marks.app_done = Some(c.timer.now());
     drop((upstream, slot));
     result?;
-    Ok(Next::Close)
+    // A client that has not ended may be sending: its bytes must not take the app's last ones away.
+    Ok(if up.ended { Next::Close } else { Next::Linger })
 }
 
 /// The 101 names what it switches to, and the client has offered that (RFC 9110, 7.8).

@@ -79,6 +79,12 @@ impl RequestHead {
         self.upgrade = false;
     }
 
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.fields.shrink_to_fit();
+        self.connection_names.shrink_to_fit();
+    }
+
     /// Parses the head at the start of `input`. `Ok(Some(n))`: complete, `n` bytes of `input`
     /// belong to it (empty lines before it included). `Ok(None)`: more bytes are needed; never
     /// said of `limits.head` bytes or more, so that a buffer of this size is enough.

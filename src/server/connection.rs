@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{Counted, Dormant, Gauge, Loop, parked};
 use crate::config::Peer;
 use crate::error::Reason;
-use crate::exchange::{self, Next};
+use crate::exchange::{self, Exchange, Next, Served, Slow, Start};
 use crate::metrics::METRICS;
 use crate::net::{Stream, unmapped};
 use crate::scratch::{self, Filled, Scratch};
@@ -102,53 +102,106 @@ pub(super) fn spawn(lp: &Rc<Loop>, connection: Dormant, since: Instant) {
         lp: lp.clone(),
         counted,
     };
-    tokio::task::spawn_local(run(conn, since));
+    tokio::task::spawn_local(run(conn, Begin::Idle(since)));
 }
 
-async fn run(conn: Conn, since: Instant) {
-    let idle_since = {
-        let _cut = CutUnfinished(&conn);
-        let mut serving = pin!(serve(&conn, since));
-        // One place where the task's waker is left for the timer, and where an abort ends it.
-        poll_fn(|cx| {
-            conn.timer.register(cx.waker());
-            if conn.lp.shared.aborted() { Poll::Ready(None) } else { serving.as_mut().poll(cx) }
-        })
-        .await
-    };
-    if let Some(since) = idle_since {
-        let Conn { stream, peer, id, requests, lp, counted, .. } = conn;
-        let socket = stream.into_socket();
-        let requests = requests.get();
-        parked::park(&lp, Dormant { socket, peer, id, requests, counted }, since);
+/// Where a task takes a connection up.
+enum Begin {
+    /// Idle since then.
+    Idle(Instant),
+    /// Behind a response that a smaller task has delivered, or not.
+    Delivered(Box<Exchange>, Result<Next, Reason>),
+}
+
+/// Where it leaves it.
+enum Left {
+    /// The client is idle since then, and needs no task for it.
+    Idle(Instant),
+    /// All that is left of the response is for its client to take.
+    Slow(Box<Exchange>, Slow),
+    End,
+}
+
+#[expect(clippy::manual_async_fn, reason = "an async fn would have room for `conn` twice")]
+fn run(conn: Conn, begin: Begin) -> impl Future<Output = ()> {
+    async move {
+        let cut = CutUnfinished(&conn);
+        let left = watched(&conn, pin!(serve(&conn, begin))).await;
+        match left {
+            Some(Left::Idle(since)) => {
+                drop(cut);
+                let Conn { stream, peer, id, requests, lp, counted, .. } = conn;
+                let socket = stream.into_socket();
+                let requests = requests.get();
+                parked::park(&lp, Dormant { socket, peer, id, requests, counted }, since);
+            }
+            Some(Left::Slow(x, slow)) => {
+                std::mem::forget(cut);
+                tokio::task::spawn_local(deliver(conn, x, slow));
+            }
+            Some(Left::End) | None => {}
+        }
     }
 }
 
-/// Some: the client is idle since then, and needs no task for it.
-async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
-    let mut pipelined = None;
+/// The end of a response, for a client that takes it slowly.
+#[expect(clippy::manual_async_fn, reason = "as above")]
+fn deliver(conn: Conn, mut x: Box<Exchange>, mut slow: Slow) -> impl Future<Output = ()> {
+    async move {
+        let cut = CutUnfinished(&conn);
+        let delivered = watched(&conn, pin!(slow.finish(&conn, &mut x))).await;
+        if let Some(delivered) = delivered {
+            std::mem::forget(cut);
+            tokio::task::spawn_local(run(conn, Begin::Delivered(x, delivered)));
+        }
+    }
+}
+
+/// The one place where the task's waker is left for the timer, and where an abort ends it: None.
+fn watched<T>(
+    conn: &Conn,
+    mut serving: Pin<&mut impl Future<Output = T>>,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| {
+        conn.timer.register(cx.waker());
+        if conn.lp.shared.aborted() {
+            Poll::Ready(None)
+        } else {
+            serving.as_mut().poll(cx).map(Some)
+        }
+    })
+}
+
+async fn serve(c: &Conn, begin: Begin) -> Left {
+    let (mut since, mut ready) = match begin {
+        Begin::Idle(since) => (since, None),
+        Begin::Delivered(x, delivered) => (c.timer.now(), Some((x, Start::Delivered(delivered)))),
+    };
     loop {
-        let (mut x, first) = match pipelined.take() {
-            Some(x) => (x, None),
+        let (mut x, start) = match ready.take() {
+            Some(ready) => ready,
             None => match idle(c, since).await {
-                Woken::Bytes(first) => (exchange::take(&c.lp), Some(first)),
-                Woken::Park => return Some(since),
-                Woken::End => return None,
+                Woken::Bytes(first) => (exchange::take(&c.lp), Start::Head(Some(first))),
+                Woken::Park => return Left::Idle(since),
+                Woken::End => return Left::End,
             },
         };
         // Not boxed: whoever is idle for long is no task, and the others would allocate each time.
-        let next = exchange::serve(c, &mut x, first).await;
+        let next = match exchange::serve(c, &mut x, start).await {
+            Served::Whole(next) => next,
+            Served::Slow(slow) => return Left::Slow(x, slow),
+        };
         if next != Next::Idle {
             c.requests.set(c.requests.get().saturating_add(1));
             since = c.timer.now();
         }
         let more = !x.input.is_empty();
         match next {
-            Next::KeepAlive if more => pipelined = Some(x),
+            Next::KeepAlive if more => ready = Some((x, Start::Head(None))),
             Next::KeepAlive | Next::Idle => exchange::give_back(x),
             Next::Close if !more && !c.has_input() => {
                 exchange::give_back(x);
-                return None;
+                return Left::End;
             }
             Next::Close | Next::Linger => {
                 x.input.clear();
@@ -156,11 +209,11 @@ async fn serve(c: &Conn, mut since: Instant) -> Option<Instant> {
                 // The drain waits: the end of the process would take the answer with it.
                 let _delivering = Gauge::delivering(&c.lp);
                 linger(c).await;
-                return None;
+                return Left::End;
             }
             Next::Reset => {
                 c.stream.reset();
-                return None;
+                return Left::End;
             }
         }
     }

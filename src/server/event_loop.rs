@@ -59,6 +59,7 @@ pub(super) fn run_loop(
         .enable_all()
         .max_blocking_threads(2)
         .thread_keep_alive(Duration::MAX)
+        .on_thread_unpark(crate::net::turned)
         .build_local(Default::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,

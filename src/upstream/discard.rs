@@ -68,8 +68,12 @@ impl Rest {
 }
 
 /// Lets the worker finish, then gives the slot back.
-pub(crate) async fn finish(mut work: Abandoned) {
-    if tokio::time::timeout(LIMIT, work.run()).await.is_err() {
+pub(crate) async fn finish(work: Abandoned) {
+    finish_within(LIMIT, work).await;
+}
+
+async fn finish_within(limit: Duration, mut work: Abandoned) {
+    if tokio::time::timeout(limit, work.run()).await.is_err() {
         METRICS.slot_lost.add(1);
     }
 }
@@ -153,5 +157,50 @@ impl Abandoned {
         while canary.is_ok() && stream.unsent() > 0 {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::config::{Concurrency, Config};
+    use crate::net::Stream;
+    use crate::spool::{Budget, SpoolLimits};
+    use crate::upstream::{Place, Upstreams};
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    #[test]
+    fn worker_that_does_not_end_has_its_slot_no_longer_than_the_limit() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let one = Config { concurrency: Concurrency::Slots(1), ..Config::for_tests() };
+            let upstreams = Upstreams::new(&one);
+            let enter = || {
+                let cx = Context::from_waker(Waker::noop());
+                match upstreams.enter(None, true, None, &cx) {
+                    Ok(Place::Slot(slot)) => slot,
+                    _ => None,
+                }
+            };
+            let slot = enter().unwrap();
+            let budget = Budget::new(1 << 20, 1 << 20, std::env::temp_dir());
+            let limits = SpoolLimits { memory: 1 << 16, disk: 0, replay: true };
+            let mut body = Spool::new(&budget, limits);
+            let (ours, _worker) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(ours.into()).unwrap();
+            let attempt = Attempt::start(stream, true, false, GET, &mut body);
+            let (head, method) = (GET.to_vec(), b"GET".to_vec());
+            assert!(enter().is_none());
+            let lost = METRICS.slot_lost.get();
+            let work = Abandoned { attempt, head, body, method, rest: None, slot };
+            finish_within(Duration::from_millis(20), work).await;
+            assert_eq!(METRICS.slot_lost.get(), lost + 1);
+            assert!(enter().is_some());
+        });
     }
 }

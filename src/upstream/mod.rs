@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::config::{Concurrency, Config, UpstreamAddr};
-use crate::net::Stream;
+use crate::net::{self, Stream};
 use histogram::Histogram;
 use names::Names;
 use queue::{Ask, Entered, Index, Queue, Rules, Ticket, Turn, Unreachable};
@@ -34,8 +34,16 @@ const ACCEPTED: Duration = Duration::from_secs(1);
 pub(crate) struct Upstreams {
     state: Mutex<State>,
     /// Connections that are kept in free slots (`upstream-keepalive`), newest last.
-    kept: Mutex<Vec<Vec<(Stream, Instant)>>>,
+    kept: Mutex<Vec<Vec<Kept>>>,
     names: Names,
+}
+
+/// A connection that is kept, since a time and a turn of its loop.
+#[derive(Debug)]
+struct Kept {
+    stream: Stream,
+    since: Instant,
+    turn: u64,
 }
 
 #[derive(Debug)]
@@ -212,14 +220,14 @@ impl Upstreams {
     }
 
     /// By the index of the upstream.
-    fn lock_kept(&self) -> MutexGuard<'_, Vec<Vec<(Stream, Instant)>>> {
+    fn lock_kept(&self) -> MutexGuard<'_, Vec<Vec<Kept>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes kept connections that have been idle longer than `limit`.
     pub(crate) fn close_stale(&self, limit: Duration) {
         for kept in self.lock_kept().iter_mut() {
-            kept.retain(|(_, since)| since.elapsed() < limit);
+            kept.retain(|kept| kept.since.elapsed() < limit);
         }
     }
 }
@@ -369,16 +377,18 @@ impl Slot {
     pub(crate) fn take_kept(&self, limit: Duration, now: Instant) -> Option<Stream> {
         loop {
             let index = usize::from(self.index);
-            let (stream, since) = {
+            let kept = {
                 let mut all = self.upstreams.lock_kept();
                 let kept = all.get_mut(index)?;
                 // Another loop would have to wake this one for each answer.
-                let own = kept.iter().rposition(|(stream, _)| stream.is_watched_here());
+                let own = |kept: &Kept| kept.stream.is_watched_here();
+                // Of one that lies here since before this turn the loop knows whether it is quiet.
+                let known = kept.iter().rposition(|kept| own(kept) && kept.turn != net::turn());
                 let newest = kept.len().checked_sub(1)?;
-                kept.remove(own.unwrap_or(newest))
+                kept.remove(known.or_else(|| kept.iter().rposition(own)).unwrap_or(newest))
             };
-            if stream.is_quiet() && now - since < limit {
-                return Some(stream);
+            if now - kept.since < limit && kept.stream.is_quiet_since(kept.turn) {
+                return Some(kept.stream);
             }
         }
     }
@@ -394,7 +404,7 @@ impl Slot {
         if kept.len() <= index {
             kept.resize_with(index + 1, Vec::new);
         }
-        kept[index].push((stream, now));
+        kept[index].push(Kept { stream, since: now, turn: net::turn() });
     }
 }
 

@@ -4,9 +4,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::Signal;
 
-use crate::support::{App, Proxy, ok, pattern, until};
+use crate::support::{App, Lines, Proxy, ok, pattern, until};
 
 /// The request of the seed article, as the router sends it.
 const SEED: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\nConnection: close\r\n\
@@ -254,4 +255,42 @@ fn long_lines_are_cut_with_a_marker() {
     // stdout is a pipe here: beyond 4096 bytes the kernel may mix lines with the app's own.
     assert!(line.len() < 4096, "{} bytes", line.len());
     assert!(line.ends_with(" end=ok"), "{line}");
+}
+
+#[test]
+fn name_time_and_query_are_as_the_options_say() {
+    let app = App::answering(ok("x"));
+    let options = ["--log-name", "web", "--log-time", "off", "--log-query", "off"];
+    let proxy = Proxy::start(&app, &options);
+    let mut client = proxy.connect();
+    client.get("/page?token=secret");
+    client.response();
+    let line = proxy.record("/page").0;
+    assert!(line.starts_with("measure#web.service="), "{line}");
+    assert!(line.contains(" request=\"GET /page HTTP/1.1\" "), "{line}");
+}
+
+#[test]
+fn log_that_nobody_reads_loses_what_is_beyond_its_backlog() {
+    const REQUESTS: usize = 100;
+    let app = App::answering(ok("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    mknodat(CWD, &path, FileType::Fifo, 0o600.into(), 0).unwrap();
+    let log = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let log_option = path.to_str().unwrap();
+    let proxy = Proxy::start(&app, &["--access-log", log_option, "--log-backlog", "64k"]);
+    let mut client = proxy.connect();
+    for _ in 0..REQUESTS {
+        // Together 300 KB: more than the pipe and the backlog take.
+        client.get(&format!("/{}", "x".repeat(3000)));
+        assert_eq!(client.response().status(), 200, "a client waits for the log");
+    }
+    let log = Lines::of(log);
+    let said = proxy.stderr.wait_for(|line| line.contains(" is written again; "));
+    let lost = said.split("; ").nth(1).unwrap().split(' ').next().unwrap();
+    let lost: usize = lost.parse().unwrap();
+    let there = |line: &str| line.ends_with(" end=ok");
+    log.wait_for_nth(REQUESTS - lost, there);
+    assert!((1..REQUESTS).contains(&lost), "{said}");
 }

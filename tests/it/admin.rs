@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::{App, Client, Message, Proxy, bufproxy};
+use crate::support::{App, Client, Message, Proxy, bufproxy, ok, until};
 
 /// A proxy with its admin listener on a Unix socket, and that socket's path.
 fn with_admin(app: &App, options: &[&str]) -> (Proxy, PathBuf, tempfile::TempDir) {
@@ -106,4 +106,82 @@ fn unknown_paths_are_404() {
     let app = App::unix();
     let (_proxy, path, _dir) = with_admin(&app, &[]);
     assert_eq!(ask(&path, "/nothing").status(), 404);
+}
+
+/// The value of a series of `/metrics`, without its prefix.
+#[track_caller]
+fn metric(path: &std::path::Path, series: &str) -> u64 {
+    let metrics = ask(path, "/metrics").text();
+    let start = format!("bufproxy_{series} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&start));
+    value.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
+}
+
+#[test]
+fn counters_of_requests_move() {
+    let app = App::unix();
+    let spool = tempfile::tempdir().unwrap();
+    let options = [
+        ["--max-requests-per-client", "1"],
+        ["--trust", "private"],
+        ["--spool-dir", spool.path().to_str().unwrap()],
+    ];
+    let (proxy, path, _dir) = with_admin(&app, options.as_flattened());
+    let mut client = proxy.connect();
+    client.get("/again");
+    app.accept().close_unread();
+    app.request().0.reply("");
+    client.response();
+    proxy.record("/again");
+    assert_eq!(metric(&path, "retries_total"), 1);
+    assert_eq!(metric(&path, "responses_total{class=\"2xx\"}"), 1);
+    assert_eq!(metric(&path, "connections_accepted_total"), 1);
+    assert_eq!(metric(&path, "connections"), 1);
+
+    const SAME: &str = "GET /same HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n";
+    client.send(SAME);
+    let (worker, _) = app.request();
+    let mut other = proxy.connect();
+    other.send(SAME);
+    assert_eq!(other.response().status(), 503);
+    worker.reply("");
+    client.response();
+    assert_eq!(metric(&path, "client_limited_total"), 1);
+    assert_eq!(metric(&path, "connections_accepted_total"), 2);
+
+    assert_eq!(metric(&path, "spool_errors_total"), 0);
+    drop(spool);
+    // More than is taken while the outcome of the first write is not known.
+    client.send("POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+    let _ = client.try_send(vec![b'x'; 1_000_000]);
+    assert_eq!(client.response().status(), 503);
+    assert!(metric(&path, "spool_errors_total") > 0);
+    drop((client, other));
+    until(|| metric(&path, "connections") == 0);
+}
+
+#[test]
+fn counters_of_idle_connections_move() {
+    let app = App::answering(ok("x"));
+    let (proxy, path, _dir) =
+        with_admin(&app, &["--max-connections", "10", "--client-keepalive", "2s"]);
+    let mut crossing = proxy.connect();
+    crossing.get("/");
+    crossing.response();
+    assert_eq!(crossing.rest(), b"", "closed when its time was over");
+    crossing.get("/too-late");
+    proxy.settle();
+    assert_eq!(metric(&path, "crossed_close_total"), 0, "it is not over yet");
+    drop(crossing);
+    until(|| metric(&path, "crossed_close_total") == 1);
+
+    assert_eq!(metric(&path, "idle_reaped_total"), 0);
+    let served = || {
+        let mut client = proxy.connect();
+        client.get("/");
+        assert_eq!(client.response().status(), 200);
+        client
+    };
+    let _idle: Vec<_> = std::iter::repeat_with(served).take(10).collect();
+    until(|| metric(&path, "idle_reaped_total") > 0);
 }

@@ -211,6 +211,39 @@ fn slow_reader_does_not_hold_a_worker() {
 }
 
 #[test]
+fn client_that_was_slow_is_served_on() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect_slow();
+    let body = pattern(3 * 1024 * 1024);
+    for target in ["/one", "/two"] {
+        client.get(target);
+        app.request().0.reply(&body);
+        // By then what is left is with a task of its own.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert!(client.response().body == body, "the body was changed on the way");
+        let record = proxy.record(target);
+        assert_eq!((record.get("slow"), record.get("end")), ("client_down", "ok"));
+        assert_eq!(record.get("body_bytes_sent"), body.len().to_string());
+    }
+    // One that leaves then, and one that a timeout cuts, have their record too.
+    client.get("/three");
+    app.request().0.reply(&body);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    client.reset();
+    let record = proxy.record("/three");
+    assert_eq!((record.get("status_code"), record.get("end")), ("200", "client_gone"));
+
+    let proxy = Proxy::start(&app, &["--send-timeout", "1s"]);
+    let mut client = proxy.connect_slow();
+    client.get("/four");
+    app.request().0.reply(&body);
+    let record = proxy.record("/four");
+    assert_eq!((record.get("status_code"), record.get("end")), ("200", "send_timeout"));
+    client.cut_response();
+}
+
+#[test]
 fn response_head_is_not_held_back_for_its_body() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

@@ -234,6 +234,45 @@ fn stderr_that_is_gone_does_the_app_no_harm() {
 }
 
 #[test]
+fn line_without_an_end_is_not_held_back_for_ever() {
+    // One that stops in the middle, one that never stops.
+    for (script, seen) in [
+        ("printf 'no end' >&2; exec sleep 60", "no end".into()),
+        ("while :; do printf xxxxxxxx >&2; done", "x".repeat(10_000)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = bufproxy(dir.path());
+        // So that it ends where nothing comes.
+        command.args(["--open-port", "ready", "--boot-timeout", "10s"]);
+        command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir));
+        command.args(["--", "sh", "-c", script]).stdout(Stdio::null());
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut proxy = command.stderr(writer).spawn().unwrap();
+        drop(command);
+        let (mut said, mut block) = (String::new(), [0; 4096]);
+        while !said.contains(&seen) {
+            let n = reader.read(&mut block).unwrap();
+            said += std::str::from_utf8(&block[..n]).unwrap();
+            assert!(n > 0 && !said.contains("did not answer within"), "{said}");
+        }
+        proxy.kill().unwrap();
+        proxy.wait().unwrap();
+    }
+}
+
+#[test]
+fn last_words_are_of_the_last_kilobytes() {
+    let script = "printf '  line 1\\nOldError: long ago\\n' >&2
+                  i=0; while [ $i -lt 1000 ]; do echo 'much later' >&2; i=$((i+1)); done; exit 3";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir));
+    let output = command.args(["--", "sh", "-c", script]).output().unwrap();
+    let last = stderr(&output).lines().last().unwrap();
+    assert!(last.ends_with("; its last words: \"much later\""), "{last}");
+}
+
+#[test]
 fn stderr_of_the_next_process_arrives_too() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = bufproxy(dir.path());
@@ -425,4 +464,28 @@ fn healthcheck_tells_by_its_exit_code() {
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
     assert!(said.starts_with("bufproxy: error: unix:") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn readiness_is_asked_of_the_chosen_host() {
+    const APP: &str = "
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(16)
+while True:
+    connection, _ = listener.accept()
+    for line in connection.recv(65536).decode().splitlines():
+        print(line.lower(), flush=True)
+    connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n')
+    connection.close()
+";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--ready-host", "shop.example"]);
+    command.arg("--upstream").arg(unix_path(&dir));
+    command.args(["--", "python3", "-c", APP]).arg(unix_path(&dir));
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stdout.wait_for(|line| line == "host: shop.example");
+    proxy.stderr.wait_for(|line| line.contains("port open"));
 }

@@ -268,3 +268,15 @@ fn demo_shows_the_point() {
     let [bare, behind] = numbers.collect::<Vec<_>>()[..] else { panic!("{shown}") };
     assert!(behind >= 20 && behind >= 10 * bare, "{shown}");
 }
+
+#[test]
+fn level_of_the_diagnostics_is_chosen() {
+    let app = App::unix();
+    let debug = Proxy::start(&app, &["--log-level", "debug"]);
+    debug.settle();
+    debug.stderr.wait_for(|line| line.contains("refused a request: "));
+    let usual = Proxy::start(&app, &[]);
+    usual.settle();
+    let said = usual.stop().stderr;
+    assert!(!said.iter().any(|line| line.contains("refused a request: ")), "{said:#?}");
+}

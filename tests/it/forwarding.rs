@@ -395,3 +395,15 @@ fn large_head_behind_an_early_hint_is_passed() {
     let response = client.response();
     assert_eq!((response.status(), response.get("x-9").map(str::len)), (200, Some(10_000)));
 }
+
+#[test]
+fn client_is_who_the_chosen_field_of_a_trusted_peer_names() {
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Client: 198.51.100.7\r\n\
+                   X-Forwarded-For: 203.0.113.9\r\n\r\n";
+    let named = ["--trust", "private", "--real-ip-header", "X-Client"];
+    let seen = forwarded(&named, request);
+    assert_eq!(seen.get("X-Real-Ip"), Some("198.51.100.7"), "{}", seen.head);
+    let seen = forwarded(&named[2..], request);
+    assert_eq!(seen.get("X-Real-Ip"), Some("127.0.0.1"), "{}", seen.head);
+    assert_eq!(seen.get("X-Client"), None, "{}", seen.head);
+}

@@ -559,3 +559,14 @@ fn max_forwards_zero_does_not_reach_the_app() {
     }
     app.assert_no_connection();
 }
+
+#[test]
+fn unknown_coding_is_501() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST /coded HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n");
+    assert_eq!(client.response().status(), 501);
+    assert_eq!(proxy.record("/coded").get("end"), "unknown_coding");
+    app.assert_no_connection();
+}

@@ -93,6 +93,28 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn more_is_pipelined_than_is_read_ahead() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.get("/first");
+    let (worker, _) = app.request();
+    let padding = "x".repeat(3000);
+    for n in 0..10 {
+        client.get(&format!("/{n}?{padding}"));
+    }
+    proxy.settle();
+    worker.reply("first");
+    assert_eq!(client.response().text(), "first");
+    for n in 0..10 {
+        let (worker, request) = app.request();
+        assert!(request.target().starts_with(&format!("/{n}?")), "{}", request.target());
+        worker.reply(n.to_string());
+        assert_eq!(client.response().text(), n.to_string());
+    }
+}
+
+#[test]
 fn pipelined_head_is_followed_by_no_body() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);
@@ -206,6 +228,40 @@ fn post_over_tcp_does_not_go_to_a_connection_that_may_be_closing() {
     assert_eq!(client.response().text(), "two");
     client.get("/3");
     assert_eq!(worker.request().target(), "/3");
+}
+
+#[test]
+fn upstream_connection_with_more_on_it_than_an_answer_is_not_used_again() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "10s", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    for (with_it, behind) in [(ok("of nobody"), Vec::new()), (Vec::new(), ok("of nobody"))] {
+        client.get("/1");
+        let (mut worker, _) = app.request();
+        worker.send([ok("one"), with_it].concat());
+        assert_eq!(client.response().text(), "one");
+        worker.send(behind);
+        client.get("/2");
+        let (next, request) = app.request();
+        assert_eq!(request.target(), "/2");
+        next.reply("two");
+        assert_eq!(client.response().text(), "two");
+    }
+}
+
+#[test]
+fn upstream_connection_that_was_idle_for_too_long_is_not_used_again() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--upstream-keepalive", "1ms", "--concurrency", "1"]);
+    let mut client = proxy.connect();
+    client.get("/1");
+    let (mut worker, _) = app.request();
+    worker.send(ok("one"));
+    assert_eq!(client.response().text(), "one");
+    std::thread::sleep(Duration::from_millis(2));
+    client.get("/2");
+    app.request().0.reply("two");
+    assert_eq!(client.response().text(), "two");
 }
 
 #[test]

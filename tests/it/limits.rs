@@ -551,3 +551,29 @@ fn client_that_sends_on_after_a_refusal_is_not_read_for_ever() {
         assert!(sent >= least, "only {sent} bytes are read");
     }
 }
+
+#[test]
+fn client_that_stays_after_a_refusal_has_no_place_for_ever() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--linger-timeout", "100ms"]);
+    let mut client = proxy.connect();
+    client.send("settle\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+    assert_eq!(client.rest(), b"");
+    until(|| client.try_send("x").is_err());
+}
+
+#[test]
+fn connections_far_beyond_the_limit_wait_in_the_kernel() {
+    const SOME: usize = 64;
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-connections", "2"]);
+    let sockets = || proxy.loops().iter().map(|of_loop| of_loop.sockets).sum::<usize>();
+    // The first one too many is there when it is seen.
+    let most = sockets() + 2 + SOME + 1;
+    let _silent: Vec<_> = (0..2 * SOME).map(|_| proxy.connect()).collect();
+    until(|| sockets() >= most);
+    // For some more looks whether there is room.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(sockets(), most);
+}

@@ -111,6 +111,17 @@ fn what_is_odd_in_the_new_file_is_said() {
 }
 
 #[test]
+fn what_was_odd_at_the_start_is_not_said_again() {
+    let app = App::answering(ok("x"));
+    let (proxy, _file, _dir) = with_file(&app, "ready-path = \"/up\"\n");
+    reload(&proxy, 1);
+    // What the first has to say stands before the line of the second.
+    reload(&proxy, 2);
+    let said = proxy.stderr.seen();
+    assert_eq!(said.iter().filter(|line| line.contains("ready-path")).count(), 1, "{said:#?}");
+}
+
+#[test]
 fn address_of_a_wrapped_app_stays() {
     for passed in ["off", "on"] {
         let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,10 @@
 //! As a unit of systemd: listeners that it has opened, and what it is told.
 
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -78,41 +80,86 @@ fn listeners_that_are_not_there_are_said() {
     );
 }
 
+/// bufproxy as a service that tells systemd how it is, with an app of its own.
+struct Service {
+    proxy: Proxy,
+    told: UnixDatagram,
+    /// The app answers when this exists.
+    gate: PathBuf,
+    /// Where the app listens, before that.
+    socket: PathBuf,
+}
+
+impl Service {
+    fn start(options: &[&str]) -> Service {
+        let dir = tempfile::tempdir().unwrap();
+        let (gate, notify) = (dir.path().join("gate"), dir.path().join("notify"));
+        let told = UnixDatagram::bind(&notify).unwrap();
+        told.set_read_timeout(Some(GUARD)).unwrap();
+        let socket = unix_path(&dir);
+        let mut command = bufproxy(dir.path());
+        command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(&socket).args(options);
+        command.args(["--", "python3"]).arg(repository().join("tests/apps/worker.py"));
+        command.arg(&socket).arg(&gate).env("NOTIFY_SOCKET", &notify);
+        Service { proxy: Proxy::spawn(command, dir), told, gate, socket }
+    }
+
+    #[track_caller]
+    fn next(&self) -> String {
+        let mut datagram = [0; 1000];
+        let n = self.told.recv(&mut datagram).unwrap();
+        String::from_utf8(datagram[..n].to_vec()).unwrap()
+    }
+
+    #[track_caller]
+    fn becomes_ready(&self) {
+        std::fs::File::create(&self.gate).unwrap();
+        assert_eq!(self.next(), "READY=1");
+        assert!(self.next().starts_with("STATUS=app answered HEAD / after "));
+    }
+}
+
 #[test]
 fn systemd_is_told_what_is_true_of_the_app_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let (gate, notify) = (dir.path().join("gate"), dir.path().join("notify"));
-    let told = UnixDatagram::bind(&notify).unwrap();
-    told.set_read_timeout(Some(GUARD)).unwrap();
-    let next = || {
-        let mut datagram = [0; 1000];
-        let n = told.recv(&mut datagram).unwrap();
-        String::from_utf8(datagram[..n].to_vec()).unwrap()
-    };
-    let mut command = bufproxy(dir.path());
-    command.args(["--listen", "127.0.0.1:0", "--upstream"]).arg(unix_path(&dir));
-    command.args(["--", "python3"]).arg(repository().join("tests/apps/worker.py"));
-    command.arg(unix_path(&dir)).arg(&gate).env("NOTIFY_SOCKET", &notify);
-    let socket = unix_path(&dir);
-    let proxy = Proxy::spawn(command, dir);
+    let service = Service::start(&[]);
     // The app listens before it answers; that is not ready.
-    told.set_nonblocking(true).unwrap();
-    assert!(told.recv(&mut [0; 10]).is_err());
-    told.set_nonblocking(false).unwrap();
+    service.told.set_nonblocking(true).unwrap();
+    assert!(service.told.recv(&mut [0; 10]).is_err());
+    service.told.set_nonblocking(false).unwrap();
     // A reload does not make it so.
-    until(|| socket.exists());
-    proxy.signal(Signal::HUP);
-    proxy.stderr.wait_for(|line| line.contains("HUP: "));
-    std::fs::File::create(gate).unwrap();
-    assert_eq!(next(), "READY=1");
-    assert!(next().starts_with("STATUS=app answered HEAD / after "));
+    until(|| service.socket.exists());
+    service.proxy.signal(Signal::HUP);
+    service.proxy.stderr.wait_for(|line| line.contains("HUP: "));
+    service.becomes_ready();
 
-    proxy.signal(Signal::HUP);
-    assert!(next().starts_with("RELOADING=1\nMONOTONIC_USEC="));
-    assert_eq!(next(), "READY=1");
+    service.proxy.signal(Signal::HUP);
+    assert!(service.next().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(service.next(), "READY=1");
 
-    proxy.signal(Signal::TERM);
-    assert_eq!(next(), "STOPPING=1");
-    assert!(next().starts_with("STATUS=stopping (TERM): "));
-    assert_eq!(proxy.wait().code, 0);
+    service.proxy.signal(Signal::TERM);
+    assert_eq!(service.next(), "STOPPING=1");
+    assert!(service.next().starts_with("STATUS=stopping (TERM): "));
+    assert_eq!(service.proxy.wait().code, 0);
+}
+
+#[test]
+fn reload_that_ends_when_the_app_has_answered_is_no_readiness() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("slow.toml");
+    std::fs::write(&file, "").unwrap();
+    let service = Service::start(&["--config", file.to_str().unwrap()]);
+    std::fs::remove_file(&file).unwrap();
+    mknodat(CWD, &file, FileType::Fifo, 0o600.into(), 0).unwrap();
+    // It gets the signal, too, and would not live through it before that.
+    until(|| service.socket.exists());
+    service.proxy.signal(Signal::HUP);
+    // Opened when it is being read.
+    let read = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    service.becomes_ready();
+    drop(read);
+    service.proxy.stderr.wait_for(|line| line.contains("HUP: "));
+    // Its loop has turned since.
+    service.proxy.settle();
+    service.proxy.signal(Signal::TERM);
+    assert_eq!(service.next(), "STOPPING=1");
 }

@@ -140,6 +140,27 @@ fn last_words_of_an_app_that_does_not_listen_are_heard() {
 }
 
 #[test]
+fn client_that_still_sends_when_the_app_has_ended_reads_its_last_words() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect_slow();
+    client.send(OFFER);
+    let (mut worker, _) = app.request();
+    worker.send(AGREED);
+    assert_eq!(client.head().status(), 101);
+    // More than the client takes, not more than the kernel does.
+    let last = pattern(50_000);
+    worker.send(&last);
+    drop(worker);
+    // Nothing of the client's is unread when the tunnel ends.
+    assert_eq!(proxy.record("/chat").get("end"), "ok");
+    proxy.settle();
+    client.send("too late");
+    proxy.settle();
+    assert!(client.rest() == last, "not all of it came");
+}
+
+#[test]
 fn slow_side_paces_the_other() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

@@ -369,7 +369,7 @@ fn in_overload_nine_tenths_of_the_work_is_for_clients_that_still_wait() {
 /// soon. The oldest of those who came in the last 0.3 s, else the newest, would reach a mean of 0.94 with
 /// one worker, and answer after 390 ms instead of 110 at three times the load of four.
 #[test]
-#[ignore = "a minute of release build"]
+#[ignore = "a minute of release build; .ci/full runs it"]
 fn in_overload_at_many_sites() {
     for workers in [1, 2, 4, 16, 64] {
         for time in [0.02, 0.1] {

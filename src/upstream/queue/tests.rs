@@ -135,7 +135,7 @@ fn who_came_while_the_app_was_away_is_no_evidence() {
     let mut at = queue(1, 1, 1000);
     let held = at.slot(GET);
     assert_eq!(at.unreachable(held), Unreachable::TryAgain);
-    let line: Vec<Ticket> = (0..50).map(|_| at.wait(GET)).collect();
+    let line: Vec<Ticket> = (0..100).map(|_| at.wait(GET)).collect();
     at.pass(5000);
     at.q.reachable(0, at.now);
     let mut held = held;
@@ -252,6 +252,17 @@ fn a_line_that_stands_is_served_from_its_end_until_it_is_empty() {
     at.release((0, held));
     assert!(at.has_slot(first));
     assert!(!at.has_slot(second));
+}
+
+#[test]
+fn who_leaves_at_once_says_nothing_of_the_line() {
+    let mut at = queue(1, 1, 100);
+    at.let_stand(300, 1200);
+    let hasty = at.wait(GET);
+    at.leave(hasty);
+    at.release(at.held);
+    assert!(at.has_slot(at.line[0]));
+    assert!(!at.q.newest_first());
 }
 
 #[test]
