@@ -24,7 +24,7 @@ usage: cargo bench -- [--quick] [--case TEXT] [--proxy TEXT]... [PART]...
   --quick       fewer rounds, fewer clients, shorter
   --case TEXT   only cases whose name contains TEXT
   --proxy TEXT  only proxies whose name contains TEXT
-  --also PROGRAM  in the cpu and memory parts, another build of bufproxy beside this one";
+  --also PROGRAM  in the cpu, memory and capacity parts, another build of bufproxy beside this one";
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -171,7 +171,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         show("rescue", &rescue::run(&fronts, options.quick, dir.path())?)?;
     }
     if options.wants("capacity") {
-        let kinds = options.select(&CAPACITY);
+        let kinds = [&options.also, &options.select(&CAPACITY)[..]].concat();
         show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
         println!("{}", capacity::limited(&kinds, options.quick, dir.path())?);
     }

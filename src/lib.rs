@@ -126,12 +126,9 @@
 //! - **The C library's allocator, and `malloc_trim` when a burst is over** (`server::event_loop::Heap`): what it
 //!   keeps is given back, and no dependency is needed. 1,000 stalled readers of 1 MiB held 7.1 KiB each
 //!   and left 1.4 MiB behind; with jemalloc 9.3 KiB and 4.8 MiB, with mimalloc 20.6 KiB and 3.4 MiB.
-//! - **Page cache of spool files is dropped beside the writers** (`spool::file`), not by them: a worker
-//!   would be held for as long as the disk takes.
-//! - **No library reads heads**: field lines are read in one pass of ours (`http1::field::quick_line`),
-//!   which knows names and keeps offsets; whatever is not as nearly all lines are goes to the reference
-//!   (`next_line`), line by line. httparse, whose slices were read three times more, is another reader in
-//!   tests.
+//! - **In a container spool files have 8 MiB of page cache, and O_DIRECT beyond** (`spool::file`): a burst
+//!   cannot fill it with pages that are not written yet. Where no limit counts them, the page cache takes the
+//!   burst, and is dropped beside the writers: a worker would be held for as long as the disk takes.
 //! - **The log line is rendered on the loop, written by the log's thread.** The buffer is bounded; what
 //!   does not fit is dropped and counted, because a client must never wait for a log.
 //! - **The exec shim** is our own binary (`supervisor::exec`): code between fork and exec would have to

@@ -43,6 +43,7 @@ pub(crate) fn run(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<String>
     let columns = [
         "5,000 stalled clients",
         "fast requests/s alone",
+        "while they come",
         "with them",
         "kept",
         "fast failed",
@@ -77,7 +78,7 @@ pub(crate) fn limited(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<Str
             // Whoever is killed ends it.
             Err(error) if killed > 0 || *kind != Kind::Bufproxy => {
                 let error = error.to_string();
-                [vec![kind.name().into(), error], vec!["–".into(); 6]].concat()
+                [vec![kind.name().into(), error], vec!["–".into(); 7]].concat()
             }
             Err(error) => return Err(error),
         };
@@ -88,6 +89,7 @@ pub(crate) fn limited(kinds: &[Kind], quick: bool, dir: &Path) -> io::Result<Str
     let columns = [
         "the same in a cgroup of 64 MB",
         "fast requests/s alone",
+        "while they come",
         "with them",
         "kept",
         "fast failed",
@@ -127,30 +129,34 @@ async fn one(
         }
     };
     let work = async {
-        let (before, _) = fast(proxy, window).await?;
+        let ((), before, _) = fast(proxy, passed(window)).await?;
         let part = STALLED / 4;
         let (get, post) = (load::get("/1048576"), load::post("/100", 2 * MEGABYTE, MEGABYTE));
         let head = load::get("/100");
-        let readers = memory::partial(proxy, app, part, get).await?;
-        let uploads = memory::partial(proxy, app, part, post).await?;
-        let idle = memory::idle(proxy, part).await?;
+        let come = async {
+            let readers = memory::partial(proxy, app, part, get).await?;
+            let uploads = memory::partial(proxy, app, part, post).await?;
+            Ok((readers, uploads, memory::idle(proxy, part).await?))
+        };
+        let (stalled, coming, failed) = fast(proxy, come).await?;
         sleep(SETTLE).await;
         // The last ones: after 10 s they are answered 408.
         let halves = memory::partial(proxy, app, part, head[..head.len() / 2].to_vec()).await?;
-        let (with, failed) = fast(proxy, window).await?;
-        drop((readers, uploads, idle, halves));
+        let ((), with, failed_then) = fast(proxy, passed(window)).await?;
+        drop((stalled, halves));
         sleep(SETTLE).await;
-        let (after, _) = fast(proxy, window).await?;
+        let ((), after, _) = fast(proxy, passed(window)).await?;
         let alone = f64::midpoint(before, after);
-        io::Result::Ok((alone, with, failed))
+        io::Result::Ok((alone, coming, with, failed + failed_then))
     };
-    let (alone, with, failed) = tokio::select! {
+    let (alone, coming, with, failed) = tokio::select! {
         result = work => result?,
         () = watch => unreachable!("it does not end"),
     };
     let row = vec![
         proxy.kind.name().into(),
         figure(alone),
+        figure(coming),
         figure(with),
         format!("{:.3}", with / alone),
         failed.to_string(),
@@ -158,16 +164,26 @@ async fn one(
     Ok((row, most.get()))
 }
 
-/// Requests per second of eight clients in a closed loop, and how many failed.
-async fn fast(proxy: &Proxy, window: Duration) -> io::Result<(f64, usize)> {
+async fn passed(time: Duration) -> io::Result<()> {
+    sleep(time).await;
+    Ok(())
+}
+
+/// What `meanwhile` gives; requests per second of eight clients in a closed loop as long as it takes, and
+/// how many failed.
+async fn fast<T>(
+    proxy: &Proxy,
+    meanwhile: impl Future<Output = io::Result<T>>,
+) -> io::Result<(T, f64, usize)> {
     let request: Rc<[u8]> = load::get("/12288").into();
-    let end = Instant::now() + window;
+    let (ended, begun) = (Rc::new(Cell::new(false)), Instant::now());
     let clients: Vec<_> = (0..FAST)
         .map(|_| {
             let (mut client, request): (Client, _) = (proxy.client(), request.clone());
+            let ended = ended.clone();
             spawn_local(async move {
                 let (mut done, mut failed) = (0, 0);
-                while Instant::now() < end {
+                while !ended.get() {
                     match client.exchange(&request).await {
                         Ok(()) => done += 1,
                         Err(_) => failed += 1,
@@ -177,11 +193,13 @@ async fn fast(proxy: &Proxy, window: Duration) -> io::Result<(f64, usize)> {
             })
         })
         .collect();
+    let result = meanwhile.await;
+    ended.set(true);
     let (mut done, mut failed) = (0, 0);
     for client in clients {
         let (more, lost) = client.await.map_err(io::Error::other)?;
         done += more;
         failed += lost;
     }
-    Ok((f64::from(done) / window.as_secs_f64(), failed))
+    Ok((result?, f64::from(done) / begun.elapsed().as_secs_f64(), failed))
 }

@@ -292,10 +292,15 @@ impl Said {
 }
 
 pub(super) fn shared(config: &Arc<Config>) -> io::Result<Shared> {
+    let budget = Budget::new(config.memory, config.spool_max, config.spool_dir.clone());
+    // Where no limit counts the page cache, it takes a burst faster than the device could.
+    if config.cgroup.memory.is_none() || config.spool_in_memory {
+        budget.refuse_direct();
+    }
     Ok(Shared {
         settings: Mutex::new(Settings::new(config.clone(), None)?),
         reloads: AtomicUsize::new(0),
-        budget: Budget::new(config.memory, config.spool_max, config.spool_dir.clone()),
+        budget,
         upstreams: Upstreams::new(config),
         phase: AtomicU8::new(Phase::Bound as u8),
         answered: AtomicBool::new(false),

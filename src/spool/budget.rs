@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use super::KEEP_WHEN_SHORT;
-use super::file::SpillFile;
+use super::file::{self, SpillFile};
 
-/// Page cache that spool files may fill before what they write is forced to disk and dropped: it
-/// counts against a container's limit like any other memory (R14 on Heroku).
+/// Page cache that spool files may fill before they go to the device itself, or, without O_DIRECT, before
+/// it is forced to disk and dropped: it counts against a container's limit like any other memory (R14 on
+/// Heroku).
 pub(super) const CACHE: u64 = 8 * 1024 * 1024;
 /// What a file costs the kernel (descriptor, inode, one page): less is better kept in memory.
 pub(super) const WORTH_A_FILE: usize = 4 * 1024;
@@ -29,8 +30,10 @@ const OWNERS: usize = 1024;
 pub struct Budget {
     pub(super) memory: Arc<Pool>,
     pub(super) disk: Arc<Pool>,
-    /// Bytes of spool files that may lie in the page cache. Beyond the limit they are dropped.
+    /// Bytes of spool files that may lie in the page cache.
     pub(super) cache: Arc<Pool>,
+    /// The file system does not know O_DIRECT, or it is not wanted.
+    direct_refused: AtomicBool,
     /// Odd and random: whose addresses share an `Owner` is not to be chosen from outside.
     hash: u64,
     files: AtomicU64,
@@ -68,20 +71,22 @@ impl Budget {
     /// Budgets in bytes; spool files are made in `dir`, without names. `memory` under 128 KiB, the
     /// largest push, is taken but lets one spool write at a time.
     pub fn new(memory: u64, disk: u64, dir: PathBuf) -> Arc<Budget> {
-        Budget::with_opener(memory, disk, dir, |dir| tempfile::tempfile_in(dir))
+        Budget::with_opener(memory, disk, CACHE, dir, |dir| tempfile::tempfile_in(dir))
     }
 
     pub(super) fn with_opener(
         memory: u64,
         disk: u64,
+        cache: u64,
         dir: PathBuf,
         open: fn(&Path) -> io::Result<File>,
     ) -> Arc<Budget> {
-        let [memory, disk, cache] = [memory, disk, CACHE].map(|limit| Arc::new(Pool::new(limit)));
+        let [memory, disk, cache] = [memory, disk, cache].map(|limit| Arc::new(Pool::new(limit)));
         Arc::new(Budget {
             memory,
             disk,
             cache,
+            direct_refused: AtomicBool::new(false),
             hash: fastrand::u64(..) | 1,
             files: AtomicU64::new(0),
             to_clean: Mutex::default(),
@@ -119,10 +124,12 @@ impl Budget {
         self.files.load(Relaxed)
     }
 
-    /// To be called now and then: whoever waits for room and has missed it is woken.
-    pub fn sweep(&self) {
+    /// To be called now and then, on an event loop: whoever waits for room and has missed it is woken,
+    /// and files that fill the page cache make room there.
+    pub fn sweep(self: &Arc<Budget>) {
         self.memory.wake_fitting();
         self.disk.wake_fitting();
+        file::begin_cleaning(self);
     }
 
     /// Enough memory is in use that what only waits should not wait there (`Spool::relieve`).
@@ -166,18 +173,28 @@ impl Budget {
         files.push_back(Arc::downgrade(file));
     }
 
-    /// There is too much in the page cache, and nobody is at it: the caller is to be from now on,
-    /// until `next_to_clean` gives None.
+    /// Less than half of what may be in the page cache is free, and nobody is at it: the caller is to be
+    /// from now on, until `next_to_clean` gives None.
     pub(super) fn begins_cleaning(&self) -> bool {
-        self.cache.is_exceeded() && !self.cleaning.swap(true, SeqCst)
+        self.cache.is_half_used() && !self.cleaning.swap(true, SeqCst)
     }
 
     pub(super) fn next_to_clean(&self) -> Option<Weak<SpillFile>> {
-        let next = if self.cache.is_exceeded() { self.to_clean().pop_front() } else { None };
+        let next = if self.cache.is_half_used() { self.to_clean().pop_front() } else { None };
         if next.is_none() {
             self.cleaning.store(false, SeqCst);
         }
         next
+    }
+
+    /// Files may be written with O_DIRECT, as far as is known.
+    pub(super) fn takes_direct(&self) -> bool {
+        !self.direct_refused.load(Relaxed)
+    }
+
+    /// From now on all files go by way of the page cache.
+    pub(crate) fn refuse_direct(&self) {
+        self.direct_refused.store(true, Relaxed);
     }
 
     #[cfg(test)]
@@ -200,6 +217,12 @@ impl Budget {
 /// One open spool file in `Budget::files_open`.
 #[derive(Debug)]
 pub(super) struct Counted(Arc<Budget>);
+
+impl Counted {
+    pub(super) fn budget(&self) -> &Budget {
+        &self.0
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -274,7 +297,11 @@ impl Pool {
         self.used.load(Relaxed) > self.limit
     }
 
-    fn free(&self) -> u64 {
+    fn is_half_used(&self) -> bool {
+        self.used.load(Relaxed) > self.limit / 2
+    }
+
+    pub(super) fn free(&self) -> u64 {
         self.limit.saturating_sub(self.used.load(SeqCst))
     }
 

@@ -3,10 +3,13 @@
 //! `write`, `read` and what `SpillFile` sends away run on the blocking pool, never on the event
 //! loop (invariant 9); closing too, because the last close frees the blocks.
 //!
-//! Page cache counts against a container's limit like any other memory (R14 on Heroku). While all
-//! spool files together have more than a few megabytes there, `clean` forces what was written to
-//! disk and drops it, the oldest file first; what is read back is dropped behind the reader. Nobody
-//! waits for that: only the kernel's own limits of what is not written yet slow a writer.
+//! Page cache counts against a container's limit like any other memory (R14 on Heroku), so that all
+//! spool files together may fill a few megabytes of it. A batch that finds no room there goes to the
+//! device itself (O_DIRECT), and so does all that follows it in its file: `direct_from` is where that
+//! begins, `uncached..direct_from` what the page cache may have. Twice a second `clean` makes room for
+//! those who come: it forces the oldest files' part to disk and drops it. Where the file system does
+//! not know O_DIRECT, or no limit of memory counts the page cache (`Budget::refuse_direct`), all is cached,
+//! and `clean` begins as soon as that is too much: a slow device holds no worker then.
 
 use std::fs::File;
 use std::io;
@@ -15,10 +18,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fcntl_setfl};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use super::aligned::{self, Aligned};
 use super::budget::{Budget, Counted, Lease, Owner};
 use super::memory::{self, Memory};
 use crate::metrics::METRICS;
@@ -52,11 +56,17 @@ pub(super) struct SpillFile {
 #[derive(Debug)]
 struct Open {
     file: File,
+    /// Whether it has O_DIRECT, which holds for the whole file: locked for each call on it.
+    direct: Mutex<bool>,
     lease: Lease,
-    /// What of it may lie in the page cache: all that was written from `uncached` on.
+    /// What of it may lie in the page cache: what was written from `uncached` to `direct_from`.
     cached: Lease,
     /// Up to here everything is on disk and was dropped from the page cache.
     uncached: AtomicU64,
+    /// From here on everything went to the device; u64::MAX: nothing did.
+    direct_from: AtomicU64,
+    /// Position of the first byte.
+    start: u64,
     /// Position behind the last byte written.
     written: AtomicU64,
     /// The kernel could not write what it had taken: what is read back need not be what was written.
@@ -70,7 +80,7 @@ struct Open {
     listed: AtomicBool,
     /// Cleared when the file system turns out not to know holes.
     punches: AtomicBool,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// What became of a batch.
@@ -103,35 +113,58 @@ pub(super) fn write(
         },
     };
     let open = file.open();
-    loop {
-        let chunk = batch.at(batch.start());
-        if chunk.is_empty() {
-            open.written.store(batch.start(), Relaxed);
-            if !open.listed.swap(true, Relaxed) {
-                budget.add_to_clean(&file);
+    let mut direct = open.goes_direct(budget, lease.bytes());
+    while !batch.is_empty() {
+        let at = batch.start();
+        let written = open.not_lost().and_then(|()| match direct {
+            true => open.write_direct(&batch),
+            false => open.write_cached(&batch),
+        });
+        let bytes = match written {
+            Ok(bytes) => bytes,
+            Err(error) if direct && is_refused(&error) => {
+                budget.refuse_direct();
+                direct = false;
+                continue;
             }
-            if budget.begins_cleaning() {
-                let budget = budget.clone();
-                spawn_blocking(move || clean(&budget));
+            Err(error) => {
+                METRICS.spool_errors.add(1);
+                return Written { file: Some(file), rest: batch, error: Some(error) };
             }
-            return Written { file: Some(file), rest: batch, error: None };
-        }
-        let bytes = chunk.len() as u64;
-        if pieces(batch.start(), chunk).any(|(_, piece)| is_zero(piece)) {
-            open.zeros.store(true, Relaxed);
-        }
-        let written = open.not_lost().and_then(|()| open.file.write_all_at(chunk, batch.start()));
-        if let Err(error) = written {
-            METRICS.spool_errors.add(1);
-            return Written { file: Some(file), rest: batch, error: Some(error) };
-        }
+        };
         lease.hand_over(bytes, &open.lease);
-        open.cached.grow(bytes);
+        if direct {
+            open.direct_from.fetch_min(at, Relaxed);
+        } else {
+            open.cached.grow(bytes);
+        }
         batch.release(bytes);
+    }
+    open.written.store(batch.start(), Relaxed);
+    if open.cached.bytes() > 0 && !open.listed.swap(true, Relaxed) {
+        budget.add_to_clean(&file);
+    }
+    if budget.cache.is_exceeded() {
+        begin_cleaning(budget);
+    }
+    Written { file: Some(file), rest: batch, error: None }
+}
+
+/// The file system, or the device, does not know O_DIRECT, or not as we use it.
+fn is_refused(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
+/// Makes room in the page cache, on the pool, if less than half of what spool files may have there is
+/// free and nobody is at it.
+pub(super) fn begin_cleaning(budget: &Arc<Budget>) {
+    if budget.begins_cleaning() {
+        let budget = budget.clone();
+        spawn_blocking(move || clean(&budget));
     }
 }
 
-/// Bounds the page cache of spool files. One at a time.
+/// One at a time.
 fn clean(budget: &Budget) {
     while let Some(file) = budget.next_to_clean() {
         if let Some(file) = file.upgrade() {
@@ -156,8 +189,8 @@ pub(super) struct Buffer {
     lease: Lease,
 }
 
-/// Reads `size` bytes at position `at` into `data`, which is empty and has room for them. `lease` is
-/// on the memory budget and covers that.
+/// Reads `size` bytes at position `at`, or less, into `data`, which is empty and has room for them.
+/// `lease` is on the memory budget and covers that.
 pub(super) fn read(
     file: &SpillFile,
     at: u64,
@@ -166,13 +199,29 @@ pub(super) fn read(
     lease: Lease,
 ) -> io::Result<Buffer> {
     let open = file.open();
-    data.resize(size, 0);
-    open.file.read_exact_at(&mut data, at).inspect_err(|_| METRICS.spool_errors.add(1))?;
-    open.noticed(|file| sys::written(file).and_then(|()| open.looks_whole(at, &data)))?;
-    if at < open.uncached.load(Relaxed) {
-        // It is in the cache again by our reading.
-        open.uncache();
+    let budget = open.counted.budget();
+    let direct_from = open.direct_from.load(Relaxed);
+    let cached = open.uncached.load(Relaxed)..direct_from;
+    let mut done = false;
+    if !cached.contains(&at) && budget.takes_direct() {
+        let read = open.read_direct(at, size, &mut data);
+        done = read.is_ok();
+        if read.is_err_and(|error| is_refused(&error)) {
+            budget.refuse_direct();
+        }
     }
+    if !done {
+        // Where an error of its own ended the file system (ext4's journal), O_DIRECT reads nothing more,
+        // and this does.
+        data.resize(if at < direct_from { size.min((direct_from - at) as usize) } else { size }, 0);
+        let read = open.with(false, |file| file.read_exact_at(&mut data, at));
+        if !cached.contains(&at) {
+            // It is in the cache by our reading.
+            open.uncache();
+        }
+        read.inspect_err(|_| METRICS.spool_errors.add(1))?;
+    }
+    open.check(at, &data)?;
     Ok(Buffer { at, data, lease })
 }
 
@@ -203,6 +252,70 @@ impl Drop for Buffer {
 }
 
 impl Open {
+    /// Whether `bytes` more go to the device itself.
+    fn goes_direct(&self, budget: &Budget, bytes: u64) -> bool {
+        let begun = self.direct_from.load(Relaxed) < u64::MAX;
+        budget.takes_direct() && (begun || bytes > budget.cache.free())
+    }
+
+    /// Calls `io` with O_DIRECT, or without.
+    fn with<T>(&self, direct: bool, io: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let mut is = self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is != direct {
+            fcntl_setfl(&self.file, if direct { OFlags::DIRECT } else { OFlags::empty() })?;
+            *is = direct;
+        }
+        io(&self.file)
+    }
+
+    /// Writes the first chunk of `batch`; its bytes.
+    fn write_cached(&self, batch: &Memory) -> io::Result<u64> {
+        let (at, chunk) = (batch.start(), batch.at(batch.start()));
+        self.note_zeros(at, chunk);
+        self.with(false, |file| file.write_all_at(chunk, at))?;
+        Ok(chunk.len() as u64)
+    }
+
+    /// Writes the first bytes of `batch`; how many.
+    fn write_direct(&self, batch: &Memory) -> io::Result<u64> {
+        let at = batch.start();
+        let from = aligned::floor(at);
+        let before = (at - from) as usize;
+        let mut piece = Aligned::new(aligned::LARGEST.min(before + batch.held()));
+        if at > self.start && before > 0 {
+            // The batch before it ended in this block.
+            let read = self.with(true, |file| Aligned::read(file, from, before))?;
+            self.check(from, read.as_slice())?;
+            piece.push(read.as_slice());
+        } else {
+            piece.push(&[0; aligned::BLOCK][..before]);
+        }
+        for slice in batch.slices(at) {
+            let room = aligned::LARGEST - piece.len();
+            piece.push(&slice[..slice.len().min(room)]);
+        }
+        let bytes = piece.len() - before;
+        self.note_zeros(at, &piece.as_slice()[before..]);
+        piece.pad();
+        self.with(true, |file| file.write_all_at(piece.as_slice(), from))?;
+        Ok(bytes as u64)
+    }
+
+    /// Reads `size` bytes at position `at` into `data`.
+    fn read_direct(&self, at: u64, size: usize, data: &mut Vec<u8>) -> io::Result<()> {
+        let from = aligned::floor(at);
+        let before = (at - from) as usize;
+        let read = self.with(true, |file| Aligned::read(file, from, before + size))?;
+        data.extend_from_slice(&read.as_slice()[before..]);
+        Ok(())
+    }
+
+    fn note_zeros(&self, at: u64, data: &[u8]) {
+        if pieces(at, data).any(|(_, piece)| is_zero(piece)) {
+            self.zeros.store(true, Relaxed);
+        }
+    }
+
     /// Err: what is in the file cannot be trusted.
     fn not_lost(&self) -> io::Result<()> {
         if self.lost.load(Relaxed) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
@@ -217,8 +330,15 @@ impl Open {
         self.not_lost()
     }
 
+    /// Err: `data`, which was read at position `at`, need not be what was written there.
+    fn check(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.noticed(|file| sys::written(file).and_then(|()| self.looks_whole(at, data)))
+    }
+
     /// Err: there are zeros where none were written. A file system that gives up (ext4, when its journal
-    /// has ended) drops what it has not written without an error, and the hole is read as zeros.
+    /// has ended) drops what it has not written without an error, and the hole is read as zeros. So is what
+    /// a loop device could not put into its file, of a request of which it could put a part there: it calls
+    /// that written, with O_DIRECT too.
     fn looks_whole(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let end = self.written.load(Relaxed);
         // Of a block that was read in part nothing can be said, but of the last one of the file.
@@ -247,16 +367,19 @@ impl SpillFile {
         let _ = fadvise(&file, 0, None, Advice::Random);
         let open = Open {
             file,
+            direct: Mutex::new(false),
             lease: Lease::empty(&budget.disk, owner),
             cached: Lease::empty(&budget.cache, Owner::UNKNOWN),
             uncached: AtomicU64::new(start),
+            direct_from: AtomicU64::new(u64::MAX),
+            start,
             written: AtomicU64::new(start),
             lost: AtomicBool::new(false),
             asking: Mutex::default(),
             zeros: AtomicBool::new(false),
             listed: AtomicBool::new(false),
             punches: AtomicBool::new(true),
-            _counted: counted,
+            counted,
         };
         Ok(SpillFile { open: Some(open) })
     }
@@ -301,16 +424,24 @@ impl Drop for SpillFile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::budget::CACHE;
     use super::*;
 
     /// Two blocks of a page and the beginning of a third.
     const LEN: usize = 2 * 4096 + 100;
 
     /// What is read back at `at`, `len` bytes of it, of a body that was written in two batches, when the
-    /// file system has forgotten `lost`.
-    fn read_back(body: &[u8], lost: Range<u64>, at: usize, len: usize) -> io::Result<Vec<u8>> {
+    /// file system has forgotten `lost`, with room for so many bytes in the page cache.
+    fn read_back(
+        body: &[u8],
+        lost: Range<u64>,
+        at: usize,
+        len: usize,
+        cache: u64,
+    ) -> io::Result<Vec<u8>> {
         let dir = tempfile::tempdir()?;
-        let budget = Budget::new(1 << 20, 1 << 20, dir.path().into());
+        let open = |dir: &std::path::Path| tempfile::tempfile_in(dir);
+        let budget = Budget::with_opener(1 << 20, 1 << 20, cache, dir.path().into(), open);
         let mut file = None;
         for batch in [0..5000, 5000..LEN] {
             let mut memory = Memory::new(&budget.memory, Owner::UNKNOWN, batch.start as u64);
@@ -324,14 +455,19 @@ mod tests {
         if !lost.is_empty() {
             fallocate(&file.open().file, flags, lost.start, lost.end - lost.start)?;
         }
-        let lease = Lease::empty(&budget.memory, Owner::UNKNOWN);
-        read(&file, at as u64, len, Vec::new(), lease).map(|buffer| buffer.data.clone())
+        let mut got = Vec::new();
+        while got.len() < len {
+            let lease = Lease::empty(&budget.memory, Owner::UNKNOWN);
+            let at = (at + got.len()) as u64;
+            got.extend_from_slice(&read(&file, at, len - got.len(), Vec::new(), lease)?.data);
+        }
+        Ok(got)
     }
 
     #[test]
     fn what_the_file_system_forgot_is_no_part_of_a_body() {
         let body: Vec<u8> = (0..LEN).map(|n| (n % 251) as u8 + u8::from(n % 251 == 0)).collect();
-        assert_eq!(read_back(&body, 0..0, 0, LEN).unwrap(), body);
+        assert_eq!(read_back(&body, 0..0, 0, LEN, CACHE).unwrap(), body);
         for (lost, at, len) in [
             (0..4096, 0, LEN),
             (0..4096, 1000, 2000),
@@ -340,7 +476,7 @@ mod tests {
             (8192..8192 + 4096, 8192, 100),
             (8192..8192 + 4096, 5000, LEN - 5000),
         ] {
-            let error = read_back(&body, lost.clone(), at, len).unwrap_err();
+            let error = read_back(&body, lost.clone(), at, len, CACHE).unwrap_err();
             assert_eq!(
                 error.raw_os_error(),
                 Some(rustix::io::Errno::IO.raw_os_error()),
@@ -348,7 +484,7 @@ mod tests {
             );
         }
         // What was not lost can be read until then.
-        assert_eq!(read_back(&body, 4096..8192, 0, 4096).unwrap(), body[..4096]);
+        assert_eq!(read_back(&body, 4096..8192, 0, 4096, CACHE).unwrap(), body[..4096]);
     }
 
     #[test]
@@ -357,7 +493,10 @@ mod tests {
             let mut body = vec![1; LEN];
             body[zeros].fill(0);
             for (at, len) in [(0, LEN), (4608, 512), (4999, 600), (8192, 100)] {
-                assert_eq!(read_back(&body, 0..0, at, len).unwrap(), body[at..at + len]);
+                for cache in [0, 5000, CACHE] {
+                    let read = read_back(&body, 0..0, at, len, cache);
+                    assert_eq!(read.unwrap(), body[at..at + len], "{cache} bytes of page cache");
+                }
             }
         }
     }

@@ -39,6 +39,10 @@ impl Memory {
         self.start
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// Bytes allocated.
     pub(super) fn held(&self) -> usize {
         self.lease.bytes() as usize
@@ -100,7 +104,8 @@ impl Memory {
         (slices, bytes as u64)
     }
 
-    fn slices(&self, at: u64) -> impl Iterator<Item = &[u8]> {
+    /// The bytes from position `at` on, in chunks.
+    pub(super) fn slices(&self, at: u64) -> impl Iterator<Item = &[u8]> {
         debug_assert!(at >= self.start);
         let mut before = (at - self.start) as usize + self.skip;
         self.chunks.iter().filter_map(move |chunk| {

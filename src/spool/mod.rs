@@ -17,6 +17,7 @@
 //! When more is in memory than this spool may keep, all of it becomes one batch for the pool, and
 //! memory begins anew behind it. When the reader has caught up with the file, the file goes.
 
+mod aligned;
 mod budget;
 mod file;
 mod memory;

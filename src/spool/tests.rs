@@ -97,7 +97,9 @@ fn random_steps_match_a_plain_vector() {
             DISK_DOWN.store(0, SeqCst);
             let dir = tempfile::tempdir().unwrap();
             let disk = rng.u64(100_000..3_000_000);
-            let budget = Budget::with_opener(2 * MIB as u64, disk, dir.path().into(), open);
+            // Some of what goes to disk finds room in the page cache.
+            let cache = rng.u64(0..500_000);
+            let budget = Budget::with_opener(2 << 20, disk, cache, dir.path().into(), open);
             let limits = SpoolLimits {
                 memory: rng.usize(0..100_000),
                 disk: rng.u64(100_000..3_000_000),
@@ -397,7 +399,7 @@ fn disk_that_fails_in_the_middle_loses_nothing_that_was_pushed() {
         Ok(file)
     }
     run(async {
-        let budget = Budget::with_opener(32 << 20, 64 << 20, "/".into(), short_disk);
+        let budget = Budget::with_opener(32 << 20, 64 << 20, budget::CACHE, "/".into(), short_disk);
         let mut response = Spool::new(&budget, RESPONSE);
         let sent = push_until_blocked(&mut response).await;
         assert!(response.disk_failed() && response.on_disk() > 100_000);
@@ -461,7 +463,7 @@ fn stalled_reader_of_a_file_holds_no_memory_when_it_is_short() {
 fn full_disk_is_said_as_such() {
     run(async {
         let full = |_: &Path| File::options().read(true).write(true).open("/dev/full");
-        let budget = Budget::with_opener(32 << 20, 64 << 20, "/".into(), full);
+        let budget = Budget::with_opener(32 << 20, 64 << 20, budget::CACHE, "/".into(), full);
         let mut request = Spool::new(&budget, REQUEST);
         let error = push_settled(&mut request, &body(0, MIB)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
@@ -643,12 +645,14 @@ fn thousand_readers_from_disk_stay_inside_the_memory_budget() {
         settle().await;
         assert_eq!(budget.memory_used(), 0);
         // All their clients can take something at the same moment.
+        let pool = hold_pool();
         let mut cx = Context::from_waker(Waker::noop());
         for spool in &mut spools {
             assert!(spool.poll_data(&mut cx, MAX_PUSH).is_pending());
         }
         let most = 2 * MIB + spools.len() * KEEP_WHEN_SHORT;
         assert!(budget.memory_used() <= most as u64, "{} bytes", budget.memory_used());
+        drop(pool);
         assert!(read_to_end(&mut spools[299]).await == body(0, 100 * KIB));
     });
 }
@@ -695,10 +699,22 @@ fn stalled_upload_is_moved_to_disk_when_it_has_waited_for_a_second() {
 
 #[test]
 fn page_cache_of_spool_files_stays_small() {
+    spill_fifty(false);
+}
+
+#[test]
+fn page_cache_of_spool_files_stays_small_where_the_file_system_wants_all_of_it() {
+    spill_fifty(true);
+}
+
+fn spill_fifty(refuses_direct: bool) {
     run(async {
         let (budget, dir) = budgets(32 * MIB, 256 * MIB);
         if crate::config::platform::in_memory(dir.path()).unwrap() {
             return eprintln!("skipped: files of {} are in memory", dir.path().display());
+        }
+        if refuses_direct {
+            budget.refuse_direct();
         }
         let mut spools = Vec::new();
         for n in 0..50 {
@@ -722,6 +738,71 @@ fn page_cache_of_spool_files_stays_small() {
         drop(spools);
         settle().await;
         assert_given_back(&budget);
+    });
+}
+
+#[test]
+fn what_finds_no_room_in_the_page_cache_is_never_there() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        if crate::config::platform::in_memory(dir.path()).unwrap() {
+            return eprintln!("skipped: files of {} are in memory", dir.path().display());
+        }
+        let cached = || open_in(&dir).map(|fd| cached_bytes(&fd)).sum::<Option<usize>>();
+        let open = |dir: &Path| tempfile::tempfile_in(dir);
+        let budget = Budget::with_opener(32 << 20, 64 << 20, MIB as u64, dir.path().into(), open);
+        let mut spool = Spool::new(&budget, RESPONSE);
+        push_settled(&mut spool, &body(0, MIB)).await.unwrap();
+        // Nobody else cleans.
+        assert!(budget.begins_cleaning());
+        for n in 1..8 {
+            push_settled(&mut spool, &body(n * MIB, MIB)).await.unwrap();
+            match cached() {
+                // The kernel takes what it has for larger pieces.
+                Some(cached) => assert!(cached < 2 * MIB, "{cached} bytes of {n} MiB"),
+                None => eprintln!("skipped: fincore is not installed"),
+            }
+        }
+        assert!(read_to_end(&mut spool).await == body(0, 8 * MIB));
+        assert!(cached().is_none_or(|cached| cached < 2 * MIB), "{:?} after reading", cached());
+    });
+}
+
+#[test]
+fn files_that_wait_leave_half_of_the_page_cache_to_those_that_come() {
+    run(async {
+        let (budget, _dir) = budgets(32 * MIB, 64 * MIB);
+        let has_half = || budget.cache.has_room(Owner::UNKNOWN, budget::CACHE / 2);
+        let mut spools = Vec::new();
+        while has_half() {
+            let mut spool = Spool::new(&budget, REQUEST);
+            push_settled(&mut spool, &body(0, MIB)).await.unwrap();
+            spools.push(spool);
+        }
+        budget.sweep();
+        settle().await;
+        assert!(has_half());
+        for spool in &mut spools {
+            assert!(read_to_end(spool).await == body(0, MIB));
+        }
+    });
+}
+
+#[test]
+fn file_system_without_direct_writes_takes_bodies_all_the_same() {
+    use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
+    let open = |_: &Path| Ok(File::from(memfd_create("spool", MemfdFlags::CLOEXEC)?));
+    if fcntl_setfl(open(Path::new("/")).unwrap(), OFlags::DIRECT).is_ok() {
+        return eprintln!("skipped: this kernel's files in memory take O_DIRECT");
+    }
+    run(async {
+        let budget = Budget::with_opener(32 << 20, 64 << 20, 0, "/".into(), open);
+        for limits in [REQUEST, RESPONSE] {
+            let mut spool = Spool::new(&budget, limits);
+            push_settled(&mut spool, &body(0, 2 * MIB)).await.unwrap();
+            assert!(!budget.takes_direct() && spool.on_disk() > MIB as u64);
+            assert!(read_to_end(&mut spool).await == body(0, 2 * MIB));
+        }
     });
 }
 
@@ -943,7 +1024,7 @@ async fn settle() {
 fn assert_given_back(budget: &Budget) {
     let left = (budget.memory_used(), budget.disk_used(), budget.files_open());
     assert_eq!(left, (0, 0, 0), "memory, disk, files");
-    assert!(budget.cache.lease(Owner::UNKNOWN, budget::CACHE).is_some(), "page cache");
+    assert!(budget.cache.has_room(Owner::UNKNOWN, u64::MAX), "page cache");
 }
 
 /// Has what is in this spool have been there for a second.
