@@ -201,8 +201,8 @@ impl Spool {
     fn pushed(&mut self, bytes: u64) {
         self.pushed += bytes;
         self.take_finished_write();
-        if self.writing.is_none() && self.in_memory() > self.keep() {
-            // If it cannot start, the next `poll_ready` says so.
+        if self.error.is_none() && self.writing.is_none() && self.in_memory() > self.keep() {
+            // If it cannot start, or the one before has failed, the next `poll_ready` says so.
             self.start_write();
         }
     }

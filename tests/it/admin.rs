@@ -151,7 +151,7 @@ fn counters_of_requests_move() {
 
     assert_eq!(metric(&path, "spool_errors_total"), 0);
     drop(spool);
-    // More than is taken while the outcome of the first write is not known.
+    // More than is gathered in memory while the outcome of the first write is not known.
     client.send("POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
     let _ = client.try_send(vec![b'x'; 1_000_000]);
     assert_eq!(client.response().status(), 503);
