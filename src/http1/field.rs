@@ -301,16 +301,10 @@ fn read(
     sender: Sender,
     fields: &mut Vec<Field>,
 ) -> Result<usize, Violation> {
-    let mut at = start;
-    loop {
-        let line = match quick_line(message, at) {
-            None => next_line(message, at, sender)?,
-            quick => quick,
-        };
-        let Some((field, next)) = line else { return Ok(at + 2) };
-        fields.push(field);
-        at = next;
-    }
+    lines(start, fields, |at| match quick_line(message, at) {
+        None => next_line(message, at, sender),
+        quick => Ok(quick),
+    })
 }
 
 /// The reference for the syntax of a field section, line by line. Lines before a violation are in
@@ -321,10 +315,20 @@ pub(super) fn walk(
     sender: Sender,
     fields: &mut Vec<Field>,
 ) -> Result<usize, Violation> {
+    lines(start, fields, |at| next_line(message, at, sender))
+}
+
+/// What `next` gives from `start` on, up to the empty line, and the offset behind that.
+#[inline(always)]
+fn lines(
+    start: usize,
+    fields: &mut Vec<Field>,
+    next: impl Fn(usize) -> Result<Option<(Field, usize)>, Violation>,
+) -> Result<usize, Violation> {
     let mut at = start;
-    while let Some((field, next)) = next_line(message, at, sender)? {
+    while let Some((field, behind)) = next(at)? {
         fields.push(field);
-        at = next;
+        at = behind;
     }
     Ok(at + 2)
 }

@@ -220,25 +220,23 @@ fn a_site_that_is_scaled_by_its_queue_alone_goes_up_and_down_all_day() {
     assert!(changes > 6 && most > 2 * least, "{:?}", (least, most, changes));
 }
 
+/// The table of docs/capacity.md.
 #[test]
-#[ignore = "prints the table of docs/capacity.md"]
-fn scaling_table() {
-    for (metric, target) in [
-        (Metric::Queued, 1.0),
-        (Metric::Queued, 2.0),
-        (Metric::UnderWay, 2.0),
-        (Metric::UnderWay, 2.5),
-        (Metric::UnderWay, 3.0),
-        (Metric::UnderWay, 3.5),
-    ] {
+fn the_table_of_the_capacity_page_is_that_of_the_model() {
+    let page = include_str!("../../../docs/capacity.md");
+    let one = |name: &str, metric, target| {
         let mut out = run(metric, target, 1);
-        println!(
-            "{metric:?} {target}: first minutes {:?}, stands {:?}, lost {:.2} %, p95 {:.3} s, pod hours {:.2}",
-            out.pods(600, 1500),
-            out.pods(1500, 2400),
-            out.lost as f64 / out.came as f64 * 100.0,
-            out.p95(),
-            out.pods.iter().sum::<usize>() as f64 / 3600.0,
-        );
-    }
+        let pods = match out.pods(1500, 2400) {
+            (least, most, 0) if least == most => least.to_string(),
+            (least, most, _) => format!("{least} to {most} and back, again and again"),
+        };
+        let hours = out.pods.iter().sum::<usize>() as f64 / 3600.0;
+        let lost = out.lost as f64 / out.came as f64 * 100.0;
+        let row = format!("| {name} | {pods} | {hours:.1} | {lost:.1} % | {:.2} s |", out.p95());
+        assert!(page.contains(&row), "not on the page: {row}");
+    };
+    one("queued, 2", Metric::Queued, 2.0);
+    one("under way, 2", Metric::UnderWay, 2.0);
+    one("**under way, 3**", Metric::UnderWay, TARGET);
+    one("under way, 3.5", Metric::UnderWay, 3.5);
 }
