@@ -219,16 +219,28 @@ impl Server {
     /// # Errors
     /// The log cannot be opened; nothing is changed.
     pub fn reload(&self, config: Arc<Config>) -> io::Result<()> {
-        let settings = Settings::new(config, Some(&self.shared.settings()))?;
-        self.shared.upstreams.reconfigure(&settings.config);
-        *self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        let settings = Settings::new(config.clone(), Some(&self.shared.settings()))?;
+        self.shared.upstreams.reconfigure(&config);
+        let before = {
+            let mut current = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, settings)
+        };
+        if before.config.access_log != config.access_log {
+            let mut outlived = self.shared.outlived();
+            outlived.retain(|log| !log.is_over());
+            outlived.push(before.log.outlived());
+        }
         self.shared.reloads.fetch_add(1, Release);
         Ok(())
     }
 
-    /// Flushes the access log and joins its writer, at most `limit`.
+    /// Flushes the access log and joins its writer, at most `limit`; and those of before a reload.
     pub fn close_log(&self, limit: Duration) {
+        let end = Instant::now() + limit;
         self.shared.settings().log.close(limit);
+        for log in &*self.shared.outlived() {
+            log.flush(end.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Opens the log file again (USR1).
