@@ -164,7 +164,8 @@ async fn serve(
             signal = signals.next() => match signal {
                 Signal::CHILD => match app.reap(process.server.app_has_answered()).await {
                     Some(event) => event,
-                    None => continue,
+                    // Orphans may end all the time: no reason to stop looking at the clock.
+                    None => Event::Tick,
                 },
                 signal => Event::Signal(signal),
             },
