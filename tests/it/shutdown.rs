@@ -3,11 +3,12 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{App, Proxy, ok, pattern};
+use crate::support::{App, Proxy, bufproxy, ok, pattern};
 
 /// Waits for the line that says that the drain has begun.
 fn stopping(proxy: &Proxy) -> String {
@@ -318,4 +319,22 @@ fn refusal_is_readable_though_the_process_ends() {
     assert_eq!(client.response().status(), 413);
     drop(client);
     assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn term_is_heard_though_whoever_started_us_had_it_blocked() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let ours = bufproxy(dir.path());
+    let mut launcher = Command::new("python3");
+    launcher.args([
+        "-c",
+        "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])",
+    ]);
+    launcher.arg(ours.get_program()).current_dir(dir.path()).env("TMPDIR", dir.path());
+    launcher.args(["--listen", "127.0.0.1:0", "--upstream", app.address()]);
+    let proxy = Proxy::spawn(launcher, dir);
+    assert_eq!(proxy.stop().code, 0);
 }
