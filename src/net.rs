@@ -17,6 +17,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime;
 
 use crate::config::{Listen, Peer};
 use crate::sys::{self, Number, Watched};
@@ -37,6 +38,10 @@ pub(crate) struct Stream {
     thread: usize,
 }
 
+/// Events of one turn: a table of 12 bytes each, of which only what is used is in memory.
+const MIN_EVENTS: usize = 32 * 1024;
+const MAX_EVENTS: usize = 1024 * 1024;
+
 /// So many bytes are copied together sooner than the kernel reads a list of slices.
 const JOIN: usize = 2048;
 
@@ -55,6 +60,18 @@ fn this_thread() -> usize {
 /// The loop of this thread has asked the kernel what has come: `on_thread_unpark` of its runtime.
 pub(crate) fn turned() {
     TURN.set(TURN.get() + 1);
+}
+
+/// What the runtime of each loop begins with. It asks for all that may have come at once (a client and
+/// an app's connection for each request): what is not told in one turn `is_quiet_since` would not know.
+pub(crate) fn event_loop(max_connections: usize) -> runtime::Builder {
+    let mut builder = runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .max_io_events_per_tick(max_connections.saturating_mul(2).clamp(MIN_EVENTS, MAX_EVENTS))
+        .thread_keep_alive(Duration::MAX)
+        .on_thread_unpark(turned);
+    builder
 }
 
 /// How often that was.
@@ -492,3 +509,30 @@ mod tests {
         }
     }
 }
+
+    #[test]
+    fn what_has_come_behind_much_else_is_known_after_one_turn() {
+        const MUCH: usize = 3000;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+        let runtime = event_loop(MUCH).build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(ours.into()).unwrap();
+            // Until the loop has told that it can be written to.
+            std::future::poll_fn(|cx| stream.poll_writable(cx)).await.unwrap();
+            let (other, wakes) = UnixStream::pair().unwrap();
+            other.set_nonblocking(true).unwrap();
+            drop(wakes);
+            let others: Vec<Stream> = (0..MUCH)
+                .map(|_| Stream::new(other.try_clone().unwrap().into()).unwrap())
+                .collect();
+            let quiet = turn();
+            assert!(stream.is_quiet_since(quiet));
+            theirs.write_all(b"a second answer").unwrap();
+            std::future::poll_fn(|cx| others[0].poll_readable(cx)).await.unwrap();
+            assert!(turn() > quiet && !stream.is_quiet_since(quiet));
+        });
+    }
