@@ -7,8 +7,8 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -303,9 +303,10 @@ pub(crate) fn connect_tcp(addr: SocketAddr) -> io::Result<Socket> {
 /// A bound socket that may not listen yet.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    /// Goes before the socket: as long as that is there, no other file has its number.
+    _file: Option<SocketFile>,
     socket: Socket,
     tcp: bool,
-    path: Option<std::path::PathBuf>,
 }
 
 impl Listener {
@@ -330,13 +331,13 @@ impl Listener {
                 socket.set_reuse_address(true)?;
                 set_client_options(&socket)?;
                 socket.bind(&(*addr).into())?;
-                Ok(Listener { socket, tcp: true, path: None })
+                Ok(Listener { socket, tcp: true, _file: None })
             }
             Listen::Unix(path) => {
                 remove_dead_socket(path);
                 let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
                 socket.bind(&SockAddr::unix(path)?)?;
-                Ok(Listener { socket, tcp: false, path: Some(path.clone()) })
+                Ok(Listener { socket, tcp: false, _file: Some(SocketFile::of(path)?) })
             }
         }
     }
@@ -354,7 +355,7 @@ impl Listener {
         if tcp {
             set_client_options(&socket)?;
         }
-        Ok(Listener { socket, tcp, path: None })
+        Ok(Listener { socket, tcp, _file: None })
     }
 
     pub(crate) fn listen(&self) -> io::Result<()> {
@@ -377,14 +378,6 @@ impl Listener {
     pub(crate) fn register(&self) -> io::Result<Acceptor> {
         let fd = sys::watch(self.socket.try_clone()?, Interest::READABLE)?;
         Ok(Acceptor { fd, tcp: self.tcp })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -450,6 +443,34 @@ pub(crate) fn remove_dead_socket(path: &Path) {
     }
 }
 
+/// The file of a Unix socket of ours, which is to live as long as the socket. Removed when dropped.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Another one at the path is not ours.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    pub(crate) fn of(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Tells a file from another one that was put in its place.
+pub(crate) fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -508,7 +529,6 @@ mod tests {
             });
         }
     }
-}
 
     #[test]
     fn what_has_come_behind_much_else_is_known_after_one_turn() {
@@ -536,3 +556,4 @@ mod tests {
             assert!(turn() > quiet && !stream.is_quiet_since(quiet));
         });
     }
+}

@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -319,6 +320,25 @@ fn refusal_is_readable_though_the_process_ends() {
     assert_eq!(client.response().status(), 413);
     drop(client);
     assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn socket_file_of_somebody_else_is_left_where_ours_was() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let sockets = ["front.sock", "admin.sock"].map(|name| dir.path().join(name));
+    let [front, admin] = sockets.each_ref().map(|path| format!("unix:{}", path.display()));
+    let proxy = Proxy::start(&app, &["--listen", &front, "--admin", &admin]);
+    // As by `rm -f` in front of the next start.
+    let next = sockets.each_ref().map(|path| {
+        std::fs::remove_file(path).unwrap();
+        UnixListener::bind(path).unwrap()
+    });
+    assert_eq!(proxy.stop().code, 0);
+    for path in &sockets {
+        assert!(path.exists(), "{path:?}");
+    }
+    drop(next);
 }
 
 #[test]
