@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::config::{Config, Listen};
 use crate::error::Reason;
 use crate::metrics::METRICS;
+use crate::net::SocketFile;
 use crate::server::Server;
 
 /// Connections at once; more wait in the kernel's queue.
@@ -102,21 +103,13 @@ impl Health {
 #[derive(Debug)]
 pub struct Admin {
     addr: String,
-    socket: Option<PathBuf>,
+    _socket: Option<SocketFile>,
 }
 
 impl Admin {
     /// The address as bound (port 0 resolved): `127.0.0.1:9000`, `unix:/tmp/admin.sock`.
     pub fn addr(&self) -> &str {
         &self.addr
-    }
-}
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        if let Some(socket) = &self.socket {
-            let _ = std::fs::remove_file(socket);
-        }
     }
 }
 
@@ -142,17 +135,18 @@ pub fn start(
                 let socket = tokio::net::TcpListener::from_std(socket)?;
                 accept(async || Ok(socket.accept().await?.0), facts).await
             })?;
-            Ok(Admin { addr, socket: None })
+            Ok(Admin { addr, _socket: None })
         }
         Listen::Unix(path) => {
             let socket = bind_unix(path).map_err(named)?;
+            let file = SocketFile::of(path).map_err(named)?;
             let facts = facts(config);
             socket.set_nonblocking(true)?;
             spawn(|| async move {
                 let socket = tokio::net::UnixListener::from_std(socket)?;
                 accept(async || Ok(socket.accept().await?.0), facts).await
             })?;
-            Ok(Admin { addr: listen.to_string(), socket: Some(path.clone()) })
+            Ok(Admin { addr: listen.to_string(), _socket: Some(file) })
         }
     }
 }

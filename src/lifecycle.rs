@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::LocalOptions;
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tracing::{error, info, warn};
 
@@ -76,12 +76,9 @@ impl fmt::Display for Failure {
 /// code: 0 after a stop that was asked for, else the command's.
 /// `passed` are the listeners that systemd has opened; `stderr` is where the command's goes.
 pub fn run(config: Config, passed: Passed, stderr: Stderr) -> Result<u8, Failure> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
+    let runtime = net::event_loop(config.max_connections)
         // A Heroku dyno has 256 threads in all.
         .max_blocking_threads(4)
-        .thread_keep_alive(Duration::MAX)
-        .on_thread_unpark(crate::net::turned)
         .build_local(LocalOptions::default())
         .map_err(|e| Failure::new(format!("cannot start an event loop: {e}")))?;
     let result = runtime.block_on(live(Arc::new(config), passed, stderr));
@@ -164,7 +161,8 @@ async fn serve(
             signal = signals.next() => match signal {
                 Signal::CHILD => match app.reap(process.server.app_has_answered()).await {
                     Some(event) => event,
-                    None => continue,
+                    // Orphans may end all the time: no reason to stop looking at the clock.
+                    None => Event::Tick,
                 },
                 signal => Event::Signal(signal),
             },

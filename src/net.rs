@@ -7,8 +7,8 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime;
 
 use crate::config::{Listen, Peer};
 use crate::sys::{self, Number, Watched};
@@ -37,6 +38,10 @@ pub(crate) struct Stream {
     thread: usize,
 }
 
+/// Events of one turn: a table of 12 bytes each, of which only what is used is in memory.
+const MIN_EVENTS: usize = 32 * 1024;
+const MAX_EVENTS: usize = 1024 * 1024;
+
 /// So many bytes are copied together sooner than the kernel reads a list of slices.
 const JOIN: usize = 2048;
 
@@ -55,6 +60,18 @@ fn this_thread() -> usize {
 /// The loop of this thread has asked the kernel what has come: `on_thread_unpark` of its runtime.
 pub(crate) fn turned() {
     TURN.set(TURN.get() + 1);
+}
+
+/// What the runtime of each loop begins with. It asks for all that may have come at once (a client and
+/// an app's connection for each request): what is not told in one turn `is_quiet_since` would not know.
+pub(crate) fn event_loop(max_connections: usize) -> runtime::Builder {
+    let mut builder = runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .max_io_events_per_tick(max_connections.saturating_mul(2).clamp(MIN_EVENTS, MAX_EVENTS))
+        .thread_keep_alive(Duration::MAX)
+        .on_thread_unpark(turned);
+    builder
 }
 
 /// How often that was.
@@ -286,9 +303,10 @@ pub(crate) fn connect_tcp(addr: SocketAddr) -> io::Result<Socket> {
 /// A bound socket that may not listen yet.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    /// Goes before the socket: as long as that is there, no other file has its number.
+    _file: Option<SocketFile>,
     socket: Socket,
     tcp: bool,
-    path: Option<std::path::PathBuf>,
 }
 
 impl Listener {
@@ -313,13 +331,13 @@ impl Listener {
                 socket.set_reuse_address(true)?;
                 set_client_options(&socket)?;
                 socket.bind(&(*addr).into())?;
-                Ok(Listener { socket, tcp: true, path: None })
+                Ok(Listener { socket, tcp: true, _file: None })
             }
             Listen::Unix(path) => {
                 remove_dead_socket(path);
                 let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
                 socket.bind(&SockAddr::unix(path)?)?;
-                Ok(Listener { socket, tcp: false, path: Some(path.clone()) })
+                Ok(Listener { socket, tcp: false, _file: Some(SocketFile::of(path)?) })
             }
         }
     }
@@ -337,7 +355,7 @@ impl Listener {
         if tcp {
             set_client_options(&socket)?;
         }
-        Ok(Listener { socket, tcp, path: None })
+        Ok(Listener { socket, tcp, _file: None })
     }
 
     pub(crate) fn listen(&self) -> io::Result<()> {
@@ -360,14 +378,6 @@ impl Listener {
     pub(crate) fn register(&self) -> io::Result<Acceptor> {
         let fd = sys::watch(self.socket.try_clone()?, Interest::READABLE)?;
         Ok(Acceptor { fd, tcp: self.tcp })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -433,6 +443,34 @@ pub(crate) fn remove_dead_socket(path: &Path) {
     }
 }
 
+/// The file of a Unix socket of ours, which is to live as long as the socket. Removed when dropped.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Another one at the path is not ours.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    pub(crate) fn of(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Tells a file from another one that was put in its place.
+pub(crate) fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -490,5 +528,32 @@ mod tests {
                 assert!(turn() > before && !stream.is_quiet_since(quiet), "{comes:?}");
             });
         }
+    }
+
+    #[test]
+    fn what_has_come_behind_much_else_is_known_after_one_turn() {
+        const MUCH: usize = 3000;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+        let runtime = event_loop(MUCH).build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(ours.into()).unwrap();
+            // Until the loop has told that it can be written to.
+            std::future::poll_fn(|cx| stream.poll_writable(cx)).await.unwrap();
+            let (other, wakes) = UnixStream::pair().unwrap();
+            other.set_nonblocking(true).unwrap();
+            drop(wakes);
+            let others: Vec<Stream> = (0..MUCH)
+                .map(|_| Stream::new(other.try_clone().unwrap().into()).unwrap())
+                .collect();
+            let quiet = turn();
+            assert!(stream.is_quiet_since(quiet));
+            theirs.write_all(b"a second answer").unwrap();
+            std::future::poll_fn(|cx| others[0].poll_readable(cx)).await.unwrap();
+            assert!(turn() > quiet && !stream.is_quiet_since(quiet));
+        });
     }
 }

@@ -71,6 +71,20 @@ pub(crate) fn trim_heap() {
     }
 }
 
+/// Lets every signal come to this thread and to those that it starts: whoever has started us may have
+/// blocked some, and that outlives an exec.
+pub(crate) fn unblock_signals() {
+    /// `sigset_t` of glibc and of musl.
+    type Signals = [u64; 16];
+    const SIG_SETMASK: c_int = 2;
+    unsafe extern "C" {
+        fn pthread_sigmask(how: c_int, set: *const Signals, old: *mut Signals) -> c_int;
+    }
+    // SAFETY: the set is a whole one, of no signal, and lives during the call; the old one is not asked
+    // for. It fails for another `how` alone.
+    unsafe { pthread_sigmask(SIG_SETMASK, &[0; 16], std::ptr::null_mut()) };
+}
+
 /// Registers what owns its descriptor with the current event loop.
 pub(crate) fn watch<T: AsRawFd + Into<OwnedFd>>(
     owner: T,

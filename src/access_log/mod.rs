@@ -13,6 +13,7 @@ mod variable;
 mod writer;
 
 pub use template::{Format, FormatOptions};
+pub(crate) use writer::Outlived;
 pub use writer::{LogWriter, Stderr};
 
 use std::cell::RefCell;

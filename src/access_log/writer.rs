@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -77,6 +77,8 @@ struct State {
     /// Length of `lines` when `reopen` was called: what is before it goes to the old file.
     reopen: Option<usize>,
     closed: bool,
+    /// Its thread has ended: nothing is left.
+    ended: bool,
 }
 
 impl LogWriter {
@@ -162,15 +164,12 @@ impl LogWriter {
 
     /// Writes what is waiting, at most for `limit`. False: something is left.
     pub fn flush(&self, limit: Duration) -> bool {
-        let Some(Handle(shared)) = self.handle.as_deref() else { return true };
-        let mut state = shared.lock();
-        state.hurry = true;
-        shared.wake.notify_one();
-        let (state, _) = shared
-            .written
-            .wait_timeout_while(state, limit, |state| state.hurry)
-            .unwrap_or_else(PoisonError::into_inner);
-        !state.hurry
+        self.handle.as_deref().is_none_or(|handle| handle.0.flush(limit))
+    }
+
+    /// To flush it by when it is not used any more, which does not keep it open.
+    pub(crate) fn outlived(&self) -> Outlived {
+        Outlived(self.handle.as_deref().map_or_else(Weak::new, |handle| Arc::downgrade(&handle.0)))
     }
 
     /// Takes no more lines, writes what is waiting, at most for `limit` (a stuck reader must not
@@ -183,7 +182,36 @@ impl LogWriter {
     }
 }
 
+/// A log that others may write to still, or its thread.
+#[derive(Debug)]
+pub(crate) struct Outlived(Weak<Shared>);
+
+impl Outlived {
+    /// Everything was written, and its thread has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    /// Writes what is waiting, at most for `limit`.
+    pub(crate) fn flush(&self, limit: Duration) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.flush(limit);
+        }
+    }
+}
+
 impl Shared {
+    fn flush(&self, limit: Duration) -> bool {
+        let mut state = self.lock();
+        state.hurry = !state.ended;
+        self.wake.notify_one();
+        let (state, _) = self
+            .written
+            .wait_timeout_while(state, limit, |state| state.hurry)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.hurry
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -243,6 +271,7 @@ impl Thread {
                     shared.written.notify_all();
                 }
                 if state.closed {
+                    state.ended = true;
                     return;
                 }
                 state.sleeping = true;

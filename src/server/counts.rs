@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::{Loop, Shared};
 use crate::metrics::METRICS;
@@ -140,10 +140,23 @@ impl Counted {
     }
 }
 
+impl Counted {
+    /// Another loop serves it.
+    pub(super) fn move_to(&mut self, loop_number: u16) {
+        self.of_loop().fetch_sub(1, Relaxed);
+        self.loop_number = loop_number;
+        self.of_loop().fetch_add(1, Relaxed);
+    }
+
+    fn of_loop(&self) -> &AtomicUsize {
+        &self.shared.loops[usize::from(self.loop_number)].connections
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         METRICS.connections.sub(1);
-        self.shared.loops[usize::from(self.loop_number)].connections.fetch_sub(1, Relaxed);
+        self.of_loop().fetch_sub(1, Relaxed);
         self.shared.connections.fetch_sub(1, Relaxed);
     }
 }

@@ -15,6 +15,7 @@ use super::{
     shared::{OfLoop, Settings},
 };
 use crate::exchange;
+use crate::net;
 use crate::spool;
 use crate::sys;
 use crate::timer::Timers;
@@ -55,11 +56,8 @@ pub(super) fn run_loop(
     mut phase: watch::Receiver<Phase>,
     mut inbox: mpsc::UnboundedReceiver<Dormant>,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+    let runtime = net::event_loop(shared.settings().config.max_connections)
         .max_blocking_threads(2)
-        .thread_keep_alive(Duration::MAX)
-        .on_thread_unpark(crate::net::turned)
         .build_local(Default::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -219,16 +219,28 @@ impl Server {
     /// # Errors
     /// The log cannot be opened; nothing is changed.
     pub fn reload(&self, config: Arc<Config>) -> io::Result<()> {
-        let settings = Settings::new(config, Some(&self.shared.settings()))?;
-        self.shared.upstreams.reconfigure(&settings.config);
-        *self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        let settings = Settings::new(config.clone(), Some(&self.shared.settings()))?;
+        self.shared.upstreams.reconfigure(&config);
+        let before = {
+            let mut current = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, settings)
+        };
+        if before.config.access_log != config.access_log {
+            let mut outlived = self.shared.outlived();
+            outlived.retain(|log| !log.is_over());
+            outlived.push(before.log.outlived());
+        }
         self.shared.reloads.fetch_add(1, Release);
         Ok(())
     }
 
-    /// Flushes the access log and joins its writer, at most `limit`.
+    /// Flushes the access log and joins its writer, at most `limit`; and those of before a reload.
     pub fn close_log(&self, limit: Duration) {
+        let end = Instant::now() + limit;
         self.shared.settings().log.close(limit);
+        for log in &*self.shared.outlived() {
+            log.flush(end.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Opens the log file again (USR1).
@@ -348,11 +360,51 @@ fn hand_over(lp: &Rc<Loop>, inner: &Inner, socket: Socket, peer: Peer) {
     let accepted = Dormant { socket, peer, id, requests: 0, counted };
     let left = match &inner.inboxes[usize::from(number)] {
         None => Some(accepted),
-        // The share of a loop that could not start is served here.
-        Some(inbox) => inbox.send(accepted).err().map(|refused| refused.0),
+        // That of a loop that could not start, or has ended before this one, is served here; and counted
+        // here, or `abort` would not wait for it, and its own loop would for ever.
+        Some(inbox) => inbox.send(accepted).err().map(|mut refused| {
+            refused.0.counted.move_to(0);
+            refused.0
+        }),
     };
     if let Some(accepted) = left {
         connection::spawn(lp, accepted, Instant::now());
     }
     parked::relieve(lp);
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Type};
+
+    use super::*;
+    use crate::config::LogDestination;
+
+    #[test]
+    fn a_connection_that_its_loop_does_not_take_any_more_counts_for_the_one_that_serves_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        runtime.block_on(async {
+            let config =
+                Config { access_log: LogDestination::Off, threads: 2, ..Config::for_tests() };
+            let shared = Arc::new(shared(&Arc::new(config)).unwrap());
+            let control = watch::Sender::new(Phase::Open);
+            let lp = start_loop(shared.clone(), 0, control.subscribe()).unwrap();
+            let _busy = Counted::new(&shared, 0, 10);
+            let (ended, _) = mpsc::unbounded_channel();
+            let inner = Inner {
+                listeners: Mutex::default(),
+                control,
+                inboxes: vec![None, Some(ended)],
+                threads: Mutex::default(),
+            };
+            let (socket, _client) =
+                Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+            hand_over(&lp, &inner, socket, Peer::Unix);
+            let counts = [0, 1].map(|number| shared.loops[number].connections.load(Relaxed));
+            assert_eq!(counts, [2, 0]);
+        });
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::{Phase, Saturation, parked};
-use crate::access_log::{Format, FormatOptions, LogWriter, Record, Skip};
+use crate::access_log::{Format, FormatOptions, LogWriter, Outlived, Record, Skip};
 use crate::config::{Config, UpstreamAddr};
 use crate::error::Reason;
 use crate::metrics::METRICS;
@@ -58,6 +58,8 @@ impl Settings {
 pub(crate) struct Shared {
     /// As of the last reload; the loops have copies (`Loop::settings`).
     pub(super) settings: Mutex<Arc<Settings>>,
+    /// Logs of before a reload, for records of what began before it.
+    pub(super) outlived: Mutex<Vec<Outlived>>,
     /// Counts reloads, so that the loops know when to copy.
     pub(super) reloads: AtomicUsize,
     pub(crate) budget: Arc<Budget>,
@@ -118,6 +120,10 @@ impl Shared {
 
     pub(super) fn settings(&self) -> Arc<Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn outlived(&self) -> MutexGuard<'_, Vec<Outlived>> {
+        self.outlived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn clients(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -299,6 +305,7 @@ pub(super) fn shared(config: &Arc<Config>) -> io::Result<Shared> {
     }
     Ok(Shared {
         settings: Mutex::new(Settings::new(config.clone(), None)?),
+        outlived: Mutex::default(),
         reloads: AtomicUsize::new(0),
         budget,
         upstreams: Upstreams::new(config),

@@ -7,14 +7,14 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::net;
+use crate::net::{self, identity};
 
 /// As many as gunicorn asks for; the kernel's somaxconn may be less.
 const BACKLOG: i32 = 2048;
@@ -89,11 +89,6 @@ impl Drop for AppListener {
             let _ = fs::remove_dir(dir);
         }
     }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let file = fs::symlink_metadata(path)?;
-    Ok((file.dev(), file.ino()))
 }
 
 /// The environment of the command: what is meant for us is taken out, and one descriptor announced

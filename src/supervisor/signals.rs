@@ -8,6 +8,8 @@ use std::task::Poll;
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
+use crate::sys;
+
 /// In the order in which pending ones are given: a stop before the child's end, so that a TERM sent
 /// to every process at once is a stop that was asked for.
 const HANDLED: [(Signal, &str); 10] = [
@@ -31,6 +33,7 @@ pub struct Signals {
 impl Signals {
     /// Must be called inside a runtime.
     pub fn install() -> io::Result<Signals> {
+        sys::unblock_signals();
         let stream = |(signal, _): (Signal, _)| {
             Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?))
         };

@@ -489,3 +489,23 @@ while True:
     proxy.stdout.wait_for(|line| line == "host: shop.example");
     proxy.stderr.wait_for(|line| line.contains("port open"));
 }
+
+#[test]
+fn orphans_that_end_all_the_time_do_not_hold_up_the_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--drain-timeout", "1s"]).args(arguments(&dir));
+    let app = "import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('up', flush=True)
+while True:
+    if os.fork() == 0:
+        os._exit(os.fork() * 0)
+    os.wait()";
+    command.args(["python3", "-c", app]);
+    let proxy = Proxy::spawn(command, dir);
+    proxy.stdout.wait_for(|line| line == "up");
+    let exit = proxy.stop();
+    assert_eq!(exit.code, 0, "{exit:?}");
+    assert!(exit.stderr.iter().any(|line| line.contains("did not end in time")), "{exit:?}");
+}

@@ -245,3 +245,25 @@ fn hundred_reloads_under_load_fail_nothing_and_leave_nothing() {
         proxy.settle();
     }
 }
+
+#[test]
+fn records_for_the_log_of_before_a_reload_are_there_at_the_end() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let [before, after] = ["before.log", "after.log"].map(|name| dir.path().join(name));
+    let to = |log: &Path| format!("access-log = \"{}\"\n", log.display());
+    let (proxy, file, _dir) = with_file(&app, &to(&before));
+    let mut client = proxy.connect();
+    client.get("/cut");
+    let (_worker, _) = app.request();
+    fs::write(&file, to(&after)).unwrap();
+    reload(&proxy, 1);
+    proxy.settle();
+    proxy.signal(Signal::INT);
+    proxy.stderr.wait_for(|line| line.contains("stopping (INT)"));
+    proxy.signal(Signal::INT);
+    proxy.wait();
+    let written = [before, after].map(|log| fs::read_to_string(log).unwrap());
+    assert!(written[0].contains("GET /cut "), "{written:?}");
+    assert_eq!(written[1].matches("settle").count(), 2, "{written:?}");
+}

@@ -3,11 +3,13 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{App, Proxy, ok, pattern};
+use crate::support::{App, Proxy, bufproxy, ok, pattern};
 
 /// Waits for the line that says that the drain has begun.
 fn stopping(proxy: &Proxy) -> String {
@@ -357,4 +359,41 @@ fn idle_connections_do_not_stay_for_a_request_that_is_still_at_the_app() {
     worker.reply("");
     assert_eq!(busy.response().status(), 200);
     assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn socket_file_of_somebody_else_is_left_where_ours_was() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let sockets = ["front.sock", "admin.sock"].map(|name| dir.path().join(name));
+    let [front, admin] = sockets.each_ref().map(|path| format!("unix:{}", path.display()));
+    let proxy = Proxy::start(&app, &["--listen", &front, "--admin", &admin]);
+    // As by `rm -f` in front of the next start.
+    let next = sockets.each_ref().map(|path| {
+        std::fs::remove_file(path).unwrap();
+        UnixListener::bind(path).unwrap()
+    });
+    assert_eq!(proxy.stop().code, 0);
+    for path in &sockets {
+        assert!(path.exists(), "{path:?}");
+    }
+    drop(next);
+}
+
+#[test]
+fn term_is_heard_though_whoever_started_us_had_it_blocked() {
+    let app = App::unix();
+    let dir = tempfile::tempdir().unwrap();
+    let ours = bufproxy(dir.path());
+    let mut launcher = Command::new("python3");
+    launcher.args([
+        "-c",
+        "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])",
+    ]);
+    launcher.arg(ours.get_program()).current_dir(dir.path()).env("TMPDIR", dir.path());
+    launcher.args(["--listen", "127.0.0.1:0", "--upstream", app.address()]);
+    let proxy = Proxy::spawn(launcher, dir);
+    assert_eq!(proxy.stop().code, 0);
 }
