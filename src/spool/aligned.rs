@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt;
 /// No device of today has larger blocks.
 pub(super) const BLOCK: usize = 4096;
 
-/// Up to so many bytes go to the device at once: each call costs its latency.
-pub(super) const LARGEST: usize = 256 * 1024;
+/// Up to so many bytes go to the device at once: each call costs its latency. More than a spool of the
+/// default sizes sends away together.
+pub(super) const LARGEST: usize = 512 * 1024;
 
 /// `position`, or the end of the block before it.
 pub(super) fn floor(position: u64) -> u64 {

@@ -488,6 +488,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_spool_sends_away_at_once_is_one_write_of_the_device() {
+        let budget = Budget::new(1 << 20, 1 << 20, std::env::temp_dir());
+        let file = SpillFile::create(&budget, Owner::UNKNOWN, 100).unwrap();
+        let mut memory = Memory::new(&budget.memory, Owner::UNKNOWN, 100);
+        // `response-memory`, and the read that was too much.
+        let most = 256 * 1024 + super::super::MAX_PUSH;
+        memory.push(&vec![1; most]);
+        match file.open().write_direct(&memory) {
+            Ok(bytes) => assert_eq!(bytes, most as u64),
+            Err(error) => assert!(is_refused(&error), "{error}"),
+        }
+    }
+
+    #[test]
     fn zeros_that_were_written_are_read() {
         for zeros in [0..LEN, 0..512, 4900..5100, 4608..5120, 8192..LEN, LEN - 1..LEN] {
             let mut body = vec![1; LEN];
