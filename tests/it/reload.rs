@@ -48,8 +48,8 @@ fn limits_are_those_of_the_file_after_hup() {
 
 #[test]
 fn limits_are_those_of_the_file_for_a_client_that_pipelines_too() {
-    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n".to_string()
-        + &"x".repeat(200);
+    let post =
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n".to_string() + &"x".repeat(200);
     let app = App::unix();
     let (proxy, file, _dir) = with_file(&app, "max-body = \"1k\"\n");
     let mut client = proxy.connect();
