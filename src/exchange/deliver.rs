@@ -81,7 +81,8 @@ pub(super) fn deliver(
         let keep_alive = x.may_keep_alive(c) && pump.framing != Framing::Close;
         pump.head = std::mem::take(&mut x.out);
         pump.head.clear();
-        pump.head.append(&mut x.interim);
+        // It stays there for an answer of our own, should the client get nothing of this one.
+        pump.head.extend_from_slice(&x.interim);
         let start = pump.head.len();
         let with = ClientHead {
             version: x.record.head.version,

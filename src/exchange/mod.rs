@@ -647,7 +647,7 @@ impl Exchange {
         self.body.clear();
         self.forwarded = ForwardedHead::default();
         self.response = ResponseHead { status: self.response.status, ..ResponseHead::default() };
-        self.interim = Vec::new();
+        self.interim.shrink_to_fit();
         self.input.shrink_to_fit();
         self.record.shrink_to_fit();
     }
@@ -757,6 +757,16 @@ pub(crate) fn take(lp: &Rc<Loop>) -> Box<Exchange> {
             Box::new(Exchange::new(lp, settings))
         }
     }
+}
+
+/// The exchange of a request that its client has sent behind that of `x`: by the settings that hold now.
+pub(crate) fn next(lp: &Rc<Loop>, mut x: Box<Exchange>) -> Box<Exchange> {
+    if Arc::ptr_eq(&x.settings, &lp.settings()) {
+        return x;
+    }
+    let mut next = take(lp);
+    next.input = std::mem::take(&mut x.input);
+    next
 }
 
 /// Drops this thread's free list. Its parts lie all over the heap of a burst, and hold its pages.

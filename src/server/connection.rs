@@ -197,7 +197,7 @@ async fn serve(c: &Conn, begin: Begin) -> Left {
         }
         let more = !x.input.is_empty();
         match next {
-            Next::KeepAlive if more => ready = Some((x, Start::Head(None))),
+            Next::KeepAlive if more => ready = Some((exchange::next(&c.lp, x), Start::Head(None))),
             Next::KeepAlive | Next::Idle => exchange::give_back(x),
             Next::Close if !more && !c.has_input() => {
                 exchange::give_back(x);

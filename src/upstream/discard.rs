@@ -142,6 +142,11 @@ impl Abandoned {
             return;
         }
         self.attempt.stream().shutdown(Shutdown::Read);
+        {
+            // A worker that waits until it can write (poll) is told only when there is room.
+            let mut buf = Scratch::take();
+            while self.attempt.stream().try_read(&mut buf).is_ok_and(|n| n > 0) {}
+        }
         if poll_fn(|cx| self.attempt.poll_sent(cx, &self.head, &mut self.body)).await.is_err() {
             return;
         }

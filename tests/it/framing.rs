@@ -551,6 +551,25 @@ fn flood_of_interim_responses_becomes_502() {
 }
 
 #[test]
+fn an_interim_response_that_the_client_has_a_part_of_is_whole_before_our_own_answer() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect_slow();
+    client.send("POST /order HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    let (mut worker, _) = app.request();
+    // More than the kernel takes for a client that does not read.
+    let link = format!("Link: </{}>\r\n", "a".repeat(1000)).repeat(120);
+    worker.send(format!("HTTP/1.1 103 Early Hints\r\n{link}\r\n"));
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ncut");
+    drop(worker);
+    proxy.settle();
+    let hint = client.head();
+    assert_eq!((hint.status(), hint.all("link").len()), (103, 120));
+    assert_eq!(client.response().status(), 502);
+    assert_eq!(proxy.record("/order").get("end"), "reset_before_response");
+}
+
+#[test]
 fn max_forwards_zero_does_not_reach_the_app() {
     let app = App::unix();
     let proxy = Proxy::start(&app, &[]);

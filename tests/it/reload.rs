@@ -47,6 +47,25 @@ fn limits_are_those_of_the_file_after_hup() {
 }
 
 #[test]
+fn limits_are_those_of_the_file_for_a_client_that_pipelines_too() {
+    let post =
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n".to_string() + &"x".repeat(200);
+    let app = App::unix();
+    let (proxy, file, _dir) = with_file(&app, "max-body = \"1k\"\n");
+    let mut client = proxy.connect();
+    client.send(&post);
+    let (worker, _) = app.request();
+    fs::write(&file, "max-body = \"100\"\n").unwrap();
+    reload(&proxy, 1);
+    // Its next request has come when this one is answered.
+    client.send(&post);
+    proxy.settle();
+    worker.reply("x");
+    assert_eq!(client.response().status(), 200);
+    assert_eq!(client.response().status(), 413);
+}
+
+#[test]
 fn invalid_file_changes_nothing_and_is_said() {
     let app = App::answering(ok("x"));
     let (proxy, file, _dir) = with_file(&app, "max-body = \"100\"\n");

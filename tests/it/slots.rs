@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -84,6 +85,25 @@ fn client_that_left_a_large_response_ends_the_worker_at_its_next_write() {
     assert_eq!(worker.send_until_refused(pattern(64 * 1024)), ErrorKind::BrokenPipe);
     app.assert_no_connection();
     drop(worker);
+    app.request().0.reply("");
+    next.response();
+}
+
+#[test]
+fn client_that_left_a_stream_ends_a_worker_that_waits_until_it_can_write() {
+    let (app, proxy) = one_slot();
+    let mut client = proxy.connect_slow();
+    client.get("/events");
+    let (mut worker, _) = app.request();
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    // All that there is room for between the worker and its client.
+    worker.set_write_timeout(Duration::from_millis(200));
+    while worker.try_send(pattern(1024 * 1024)).is_ok() {}
+    drop(client);
+    worker.wait_writable();
+    assert_eq!(worker.send_until_refused("data: 2\n\n"), ErrorKind::BrokenPipe);
+    drop(worker);
+    let mut next = next_in_line(&proxy);
     app.request().0.reply("");
     next.response();
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -273,6 +274,14 @@ impl AppConn {
 
     pub(crate) fn set_write_timeout(&self, limit: Duration) {
         self.socket.set_write_timeout(Some(limit)).unwrap();
+    }
+
+    /// Waits, as workers do that wait for several clients at once, until a write is worth it.
+    #[track_caller]
+    pub(crate) fn wait_writable(&self) {
+        let guard = Timespec::try_from(GUARD).unwrap();
+        let mut writable = [PollFd::new(&*self.socket, PollFlags::OUT)];
+        assert_eq!(poll(&mut writable, Some(&guard)).unwrap(), 1, "never writable");
     }
 
     /// Answers 200 with this body, and closes.
