@@ -623,6 +623,16 @@ fn reload(server: &Server, running: &Config) -> Option<Arc<Config>> {
             return None;
         }
     };
+    // A file that is found by its name may be missing for a moment, while it is replaced: that is not
+    // a wish for the defaults.
+    if let (Some(file), None) = (&running.config_file, &config.config_file) {
+        error!(
+            "HUP: the configuration stays as it was: {} is not there any more: write it again, or \
+             restart without it",
+            file.display()
+        );
+        return None;
+    }
     let fixed = config.keep_fixed(running);
     let config = Arc::new(config);
     if let Err(e) = server.reload(config.clone()) {

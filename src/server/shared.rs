@@ -229,6 +229,10 @@ impl Shared {
     pub(crate) fn say_not_kept(&self, error: &io::Error) {
         if self.said_not_kept.due(self.begun, SAY_LIMIT_AGAIN).is_some() {
             match error.raw_os_error() {
+                None if self.settings().config.spool_max == 0 => tracing::warn!(
+                    "a request body could not be kept: it does not fit into memory, and there is no \
+                     disk for it (spool-dir, spool-max)"
+                ),
                 None if error.kind() == io::ErrorKind::StorageFull => tracing::warn!(
                     "a request body could not be kept: the disk budget is spent (spool-max)"
                 ),

@@ -80,6 +80,26 @@ fn invalid_file_changes_nothing_and_is_said() {
 }
 
 #[test]
+fn file_that_is_gone_changes_nothing_and_is_said() {
+    let app = App::answering(ok("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bufproxy.toml");
+    fs::write(&file, "max-body = \"100\"\n").unwrap();
+    // Found, not named.
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", app.address()]);
+    let proxy = Proxy::spawn(command, dir);
+    fs::remove_file(&file).unwrap();
+    let said = reload(&proxy, 1);
+    assert_eq!(
+        said,
+        "bufproxy: error: HUP: the configuration stays as it was: bufproxy.toml is not there any \
+         more: write it again, or restart without it"
+    );
+    assert_eq!(post(&proxy, 200), 413);
+}
+
+#[test]
 fn file_that_is_slow_to_read_holds_nobody_up() {
     let app = App::answering(ok("x"));
     let (proxy, file, _dir) = with_file(&app, "max-body = \"100\"\n");

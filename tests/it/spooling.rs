@@ -73,6 +73,22 @@ fn a_full_disk_is_said_once_and_not_for_each_request() {
 }
 
 #[test]
+fn a_disk_that_is_not_there_is_not_said_to_be_full() {
+    let app = App::answering(ok("x"));
+    let proxy = Proxy::launch(|command| {
+        command.env("TMPDIR", "/nowhere").args(["--upstream", app.address(), "--memory", "1m"]);
+    });
+    let mut client = proxy.connect();
+    client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 4 * MIB));
+    let _ = client.try_send(vec![b'x'; 4 * MIB]);
+    assert_eq!(client.response().status(), 503);
+    let said = proxy.stderr.wait_for(|line| line.contains("could not be kept"));
+    let expected = "bufproxy: warning: a request body could not be kept: it does not fit into memory, and \
+                    there is no disk for it (spool-dir, spool-max)";
+    assert_eq!(said, expected);
+}
+
+#[test]
 fn one_client_does_not_fill_the_disk_for_the_others() {
     let app = App::answering(ok("x"));
     let options = ["--trust", "private", "--spool-max", "8m", "--max-body", "4m"];
