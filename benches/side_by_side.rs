@@ -172,8 +172,8 @@ fn bench(arguments: impl Iterator<Item = String>) -> io::Result<()> {
     }
     if options.wants("capacity") {
         let kinds = [&options.also, &options.select(&CAPACITY)[..]].concat();
-        show("capacity", &capacity::run(&kinds, options.quick, dir.path())?)?;
-        println!("{}", capacity::limited(&kinds, options.quick, dir.path())?);
+        show("capacity", &capacity::run(&kinds, &options.case, options.quick, dir.path())?)?;
+        println!("{}", capacity::limited(&kinds, &options.case, options.quick, dir.path())?);
     }
     if options.wants("overload") {
         let kinds = options.select(&OVERLOAD);

@@ -200,7 +200,7 @@ pub(crate) async fn partial(
 }
 
 /// Bytes that the sockets on `port` have taken and the clients have not acknowledged.
-fn send_queues(port: u16) -> io::Result<u64> {
+pub(crate) fn send_queues(port: u16) -> io::Result<u64> {
     let local = format!(":{port:04X}");
     let table = fs::read_to_string("/proc/net/tcp")?;
     let queue = |line: &str| {

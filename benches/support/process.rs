@@ -2,12 +2,14 @@
 //! kernel's accounting over all of its processes (nginx has a master and a worker), and ended with
 //! everything that it started.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ const CGROUPS: &str = "/sys/fs/cgroup/memory";
 /// The cgroup that what is started now joins.
 static JOINED: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// A memory cgroup of its own for all that is started while it lives. What is in it must have ended
+/// A memory cgroup of its own for all that is started until there is another. What is in it must have ended
 /// before it is dropped.
 #[derive(Debug)]
 pub(crate) struct Cgroup(PathBuf);
@@ -34,7 +36,10 @@ pub(crate) struct Cgroup(PathBuf);
 impl Cgroup {
     /// With a limit in bytes. Err: not root, or no cgroups of version 1.
     pub(crate) fn limited(bytes: u64) -> io::Result<Cgroup> {
-        let path = Path::new(CGROUPS).join(format!("bufproxy-bench-{}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bufproxy-bench-{}-{number}", std::process::id());
+        let path = Path::new(CGROUPS).join(name);
         fs::create_dir(&path)?;
         let cgroup = Cgroup(path);
         fs::write(cgroup.0.join("memory.limit_in_bytes"), bytes.to_string())?;
@@ -50,6 +55,11 @@ impl Cgroup {
     /// Bytes of the kernel for them: sockets, files.
     pub(crate) fn kernel(&self) -> u64 {
         self.field("memory.kmem.usage_in_bytes", "")
+    }
+
+    /// The most that all of it took at one time. Files take what is free.
+    pub(crate) fn most(&self) -> u64 {
+        self.field("memory.max_usage_in_bytes", "")
     }
 
     /// Processes that the kernel has killed because there was no room.
@@ -120,18 +130,24 @@ impl Process {
     }
 
     pub(crate) fn cpu(&self) -> Cpu {
-        let mut cpu = Cpu { tasks: Duration::ZERO, ticks: Duration::ZERO };
+        let mut cpu = Cpu { tasks: self.threads().values().sum(), ticks: Duration::ZERO };
         for pid in self.pids() {
-            for task in list(&format!("/proc/{pid}/task")) {
-                let schedstat = read(&format!("/proc/{pid}/task/{task}/schedstat"));
-                cpu.tasks += Duration::from_nanos(number(schedstat.split(' ').next()));
-            }
             let stat = read(&format!("/proc/{pid}/stat"));
             // After the command's closing parenthesis: field 3 on; utime and stime are 14 and 15.
             let mut times = stat.rsplit(") ").next().unwrap_or("").split(' ').skip(11);
             cpu.ticks += TICK * (number(times.next()) + number(times.next())) as u32;
         }
         cpu
+    }
+
+    /// CPU time of each live thread.
+    pub(crate) fn threads(&self) -> HashMap<String, Duration> {
+        let tasks = self.pids().into_iter().flat_map(|pid| {
+            let tasks = list(&format!("/proc/{pid}/task")).into_iter();
+            tasks.map(move |task| (read(&format!("/proc/{pid}/task/{task}/schedstat")), task))
+        });
+        let time = |schedstat: &str| Duration::from_nanos(number(schedstat.split(' ').next()));
+        tasks.map(|(schedstat, task)| (task, time(&schedstat))).collect()
     }
 
     /// Bytes in memory of all processes, program text included; what they share counts once.

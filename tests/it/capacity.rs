@@ -150,4 +150,17 @@ fn formula_of_the_page_bounds_what_was_measured() {
         rows += 1;
     }
     assert_eq!(rows, 8);
+    // A quarter of each kind in a cgroup, of which `memory` is a sixteenth. Page cache is no part of it.
+    let mut rows = 0;
+    for row in page.lines().filter_map(|line| line.strip_prefix("| bufproxy, ")) {
+        let Some((case, figures)) = row.split_once(" MB |") else { continue };
+        let (stalled, limit) = case.split_once(" in ").unwrap();
+        let [stalled, limit] = [stalled, limit].map(|number| number.parse::<f64>().unwrap());
+        let most: f64 = figures.split('|').nth(5).unwrap().trim().parse().unwrap();
+        let kinds = each("idle") + each("heads") + 2.0 * each("bodies");
+        let bound = (5120.0 + stalled / 4.0 * kinds) / 1024.0 + (limit / 16.0).min(32.0);
+        assert!(most <= bound, "{row}: {bound} MiB by {formula}");
+        rows += 1;
+    }
+    assert_eq!(rows, 2);
 }
