@@ -33,6 +33,14 @@ def sleep(environ, query, start_response):
     return answer(start_response, b"slept\n")
 
 
+def until(environ, query, start_response):
+    """Answers when there is a file at `path`."""
+    print("waiting", flush=True)
+    while not os.path.exists(query["path"]):
+        time.sleep(0.01)
+    return answer(start_response, b"waited\n")
+
+
 def echo(environ, query, start_response):
     """The request as the app sees it: CGI variables and the length and hash of the body."""
     import hashlib
@@ -47,11 +55,13 @@ def echo(environ, query, start_response):
 
 
 def stream(environ, query, start_response):
-    """Ten events, one each 50 ms."""
+    """Ten events, one each 50 ms; all but the first when there is a file at `path`."""
     start_response("200 OK", [("Content-Type", "text/event-stream")])
     for i in range(10):
         yield b"data: %d\n\n" % i
         time.sleep(0.05)
+        while "path" in query and not os.path.exists(query["path"]):
+            time.sleep(0.01)
 
 
 def record(environ, query, start_response):
@@ -89,6 +99,7 @@ ROUTES = {
     "/": hello,
     "/big": big,
     "/sleep": sleep,
+    "/until": until,
     "/echo": echo,
     "/stream": stream,
     "/die": die,

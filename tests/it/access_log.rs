@@ -158,7 +158,7 @@ fn record_names_who_was_slow() {
     client.get("/app");
     let (worker, _) = app.request();
     // Longer than all else takes, on a busy machine too.
-    std::thread::sleep(Duration::from_millis(200) + 3 * begun.elapsed());
+    std::thread::sleep(Duration::from_secs(1) + 3 * begun.elapsed());
     worker.reply("");
     client.response();
     assert_eq!(proxy.record("/app").get("slow"), "app");
@@ -166,8 +166,11 @@ fn record_names_who_was_slow() {
     let mut client = proxy.connect_slow();
     let begun = Instant::now();
     client.get("/client");
-    app.request().0.reply(pattern(3_000_000));
-    std::thread::sleep(Duration::from_millis(200) + 3 * begun.elapsed());
+    let (mut worker, _) = app.request();
+    worker.send(ok(pattern(3_000_000)));
+    // Not before the proxy has all of it is the rest the client's time.
+    worker.wait_closed();
+    std::thread::sleep(Duration::from_secs(1) + 3 * begun.elapsed());
     client.response();
     assert_eq!(proxy.record("/client").get("slow"), "client_down");
 }

@@ -217,10 +217,13 @@ fn client_that_was_slow_is_served_on() {
     let mut client = proxy.connect_slow();
     let body = pattern(3 * 1024 * 1024);
     for target in ["/one", "/two"] {
+        let begun = Instant::now();
         client.get(target);
-        app.request().0.reply(&body);
-        // By then what is left is with a task of its own.
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        let (mut worker, _) = app.request();
+        worker.send(ok(&body));
+        worker.wait_closed();
+        // By then what is left is with a task of its own; and longer than the worker took.
+        std::thread::sleep(std::time::Duration::from_secs(1) + begun.elapsed());
         assert!(client.response().body == body, "the body was changed on the way");
         let record = proxy.record(target);
         assert_eq!((record.get("slow"), record.get("end")), ("client_down", "ok"));

@@ -81,11 +81,9 @@ fn slow_reader_does_not_hold_a_sync_worker() {
     slow.head();
     // 1 KB of it, and the one worker serves somebody else at once.
     slow.exact(1000);
-    let begun = Instant::now();
     let mut fast = proxy.connect();
     fast.get("/");
     assert_eq!(fast.response().status(), 200);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     slow.exact(2_999_000);
 }
 
@@ -160,29 +158,34 @@ fn worker_killed_before_its_answer_is_502() {
 fn stream_of_a_wsgi_app_comes_as_it_is_made() {
     let proxy = start(GTHREAD);
     let mut client = proxy.connect();
-    let begun = Instant::now();
-    client.get("/stream");
+    let dir = tempfile::tempdir().unwrap();
+    let rest = dir.path().join("rest");
+    client.get(&format!("/stream?path={}", rest.display()));
     client.head();
+    // The others are not made before it has come.
     client.exact("9\r\ndata: 0\n\n\r\n".len());
-    let first = begun.elapsed();
+    std::fs::write(rest, "").unwrap();
     assert!(client.chunks().ends_with(b"data: 9\n\n"));
-    assert!(first < begun.elapsed() / 2, "first event after {first:?} of {:?}", begun.elapsed());
 }
 
 #[test]
 fn client_that_leaves_a_stream_frees_the_worker_before_it_lingers() {
     let proxy = start(SYNC);
-    let mut client = proxy.connect();
-    client.get("/stream");
-    client.head();
-    drop(client);
-    assert_eq!(proxy.record("/stream").get("end"), "client_gone");
-    // Half a second of events at the most; gunicorn would wait 2 s more for our close.
-    let begun = Instant::now();
-    let mut next = proxy.connect();
-    next.get("/");
-    assert_eq!(next.response().status(), 200);
-    assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
+    // Half a second of events at the most; gunicorn would wait 2 s more for our close, each time. A busy
+    // machine is not that slow each time.
+    let mut took = (1..=5).map(|n| {
+        let mut client = proxy.connect();
+        client.get("/stream");
+        client.head();
+        drop(client);
+        assert_eq!(proxy.nth_record(n, "/stream").get("end"), "client_gone");
+        let begun = Instant::now();
+        let mut next = proxy.connect();
+        next.get("/");
+        assert_eq!(next.response().status(), 200);
+        begun.elapsed()
+    });
+    assert!(took.any(|took| took < Duration::from_millis(1900)), "it lingers");
 }
 
 #[test]
@@ -279,13 +282,13 @@ fn reuse_port_is_named_before_it_does_harm() {
     let mut command = bufproxy(dir.path());
     command.env("PORT", port.to_string()).arg("--");
     command.arg(venv().join("gunicorn")).arg("app:app");
-    let begun = Instant::now();
     let proxy = Proxy::spawn(command, dir);
     proxy.stderr.wait_for(|line| line.contains("reuse_port = True in gunicorn.conf.py"));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let exit = proxy.wait();
     let said = exit.stderr.last().unwrap();
     assert!(exit.code == 1 && said.contains("has not taken the socket"), "{exit:?}");
+    let first = |what: &str| exit.stderr.iter().position(|line| line.contains(what)).unwrap();
+    assert!(first("reuse_port = True") < first("Starting gunicorn"), "{exit:?}");
 }
 
 #[test]

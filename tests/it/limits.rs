@@ -136,11 +136,11 @@ fn stalled_body_is_408() {
 #[test]
 fn body_that_comes_on_is_not_timed_out() {
     let app = App::unix();
-    let proxy = Proxy::start(&app, &["--body-timeout", "300ms"]);
+    let proxy = Proxy::start(&app, &["--body-timeout", "2s"]);
     let mut client = proxy.connect();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
     for byte in b"1234567890" {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(250));
         client.send([*byte]);
     }
     let (worker, request) = app.request();
@@ -315,6 +315,8 @@ fn client_that_is_idle_longest_makes_room() {
         for i in [3, 4, 5, 6, 7, 8, 0, 1, 2] {
             idle[i].get("/");
             idle[i].response();
+            // Its client has the response before the proxy has noted since when it is idle.
+            proxy.wait_asleep();
             // The order is kept to 100 ms.
             std::thread::sleep(Duration::from_millis(110));
         }
@@ -476,7 +478,7 @@ fn unread(app: &App, proxy: &Proxy) -> (Client, AppConn) {
     let mut client = proxy.connect_slow();
     client.get("/unread");
     let (mut worker, _) = app.request();
-    worker.set_write_timeout(Duration::from_millis(100));
+    worker.set_write_timeout(Duration::from_secs(1));
     worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
     (client, worker)
 }
@@ -521,7 +523,7 @@ fn client_that_reads_does_not_wait_for_those_that_do_not() {
     let mut unread = proxy.connect_slow();
     unread.get("/unread");
     let (mut worker, _) = app.request();
-    worker.set_write_timeout(Duration::from_millis(100));
+    worker.set_write_timeout(Duration::from_secs(1));
     worker.try_send(ok(vec![b'x'; 10_000_000])).expect_err("not all is taken");
 
     let body = crate::support::pattern(1024 * 1024);

@@ -85,7 +85,7 @@ fn upload_under_way_is_finished() {
 fn buffered_response_is_delivered() {
     let body = pattern(3 * 1024 * 1024);
     let app = App::unix();
-    let proxy = Proxy::start(&app, &[]);
+    let proxy = Proxy::start(&app, &["--drain-timeout", "60s"]);
     let mut client = proxy.connect_slow();
     client.get("/big");
     let (mut worker, _) = app.request();

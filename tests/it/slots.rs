@@ -220,7 +220,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
 fn request_that_was_begun_is_sent_whole_whatever_becomes_of_the_client() {
     // gunicorn would run the app on the part that came, as if it were all.
     let app = App::unix();
-    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "500ms"]);
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "3s"]);
     let body = pattern(3 * 1024 * 1024);
 
     let mut client = proxy.connect();

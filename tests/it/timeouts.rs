@@ -21,7 +21,7 @@ fn app_that_does_not_answer_is_504() {
 #[test]
 fn slot_stays_with_the_worker_after_a_504() {
     let app = App::unix();
-    let proxy = Proxy::start(&app, &["--app-timeout", "200ms", "--concurrency", "1"]);
+    let proxy = Proxy::start(&app, &["--app-timeout", "3s", "--concurrency", "1"]);
     let mut client = proxy.connect();
     client.get("/slow");
     let (worker, _) = app.request();
@@ -130,15 +130,15 @@ fn client_that_does_not_read_is_cut() {
 fn client_that_reads_slowly_is_served() {
     let body = pattern(3 * 1024 * 1024);
     let app = App::answering(ok(&body));
-    let proxy = Proxy::start(&app, &["--send-timeout", "500ms"]);
+    let proxy = Proxy::start(&app, &["--send-timeout", "2s"]);
     let mut client = proxy.connect_slow();
     client.get("/slow");
     let response = client.head();
     assert_eq!(response.status(), 200);
-    // One second of reading a little now and then, then the rest.
+    // Three seconds of reading a little now and then, then the rest.
     let mut got = Vec::new();
     for _ in 0..20 {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(150));
         got.extend(client.exact(4096));
     }
     got.extend(client.exact(body.len() - got.len()));
@@ -158,7 +158,7 @@ fn connection_without_a_byte_leaves_no_record() {
 #[test]
 fn early_hint_does_not_stop_the_apps_clock() {
     let app = App::unix();
-    let proxy = Proxy::start(&app, &["--app-timeout", "300ms"]);
+    let proxy = Proxy::start(&app, &["--app-timeout", "3s"]);
     let mut client = proxy.connect();
     client.get("/hinted");
     let (mut worker, _) = app.request();

@@ -135,18 +135,21 @@ fn old_workers_at_their_last_request_are_no_slots_beside_the_new_ones() {
         let app = Wrapped::start(&[], "--workers 2", "");
         let old = app.workers();
         let mut long = app.proxy.connect();
-        long.get("/sleep?s=4");
-        app.proxy.stdout.wait_for(|line| line == "sleeping");
+        let dir = tempfile::tempdir().unwrap();
+        let done = dir.path().join("done");
+        long.get(&format!("/until?path={}", done.display()));
+        app.proxy.stdout.wait_for(|line| line == "waiting");
         match to_gunicorn {
             true => kill_process(app.master, Signal::HUP).unwrap(),
             false => app.proxy.signal(Signal::HUP),
         }
-        // Two new ones, and the one that sleeps.
+        // Two new ones, and the one that waits.
         until(|| {
             let now = app.workers();
             now.len() == 3 && now.iter().filter(|pid| old.contains(pid)).count() == 1
         });
-        assert_eq!(long.response().text(), "slept\n");
+        fs::write(done, "").unwrap();
+        assert_eq!(long.response().text(), "waited\n");
         until(|| app.workers().len() == 2);
         assert_eq!(app.slots(), Some(2));
         let said = app.proxy.stderr.seen();

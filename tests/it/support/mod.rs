@@ -23,7 +23,7 @@ pub(crate) use python::{repository, venv};
 
 /// How long anything may take that a promise does not time. It only ends a test that has failed
 /// already; no test waits for it.
-pub(crate) const GUARD: Duration = Duration::from_secs(10);
+pub(crate) const GUARD: Duration = Duration::from_secs(25);
 
 /// A port that is free, for a command that has to be told one. From below the range of which the kernel
 /// gives ports to clients: one of theirs could take it before the command does.

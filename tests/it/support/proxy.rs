@@ -174,6 +174,18 @@ impl Proxy {
         super::until(|| self.parked() == clients);
     }
 
+    /// Waits until all its threads sleep: what they were given is done, and what followed from that noted.
+    #[track_caller]
+    pub(crate) fn wait_asleep(&self) {
+        let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        super::until(|| {
+            std::fs::read_dir(&tasks).unwrap().flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat"));
+                stat.is_ok_and(|stat| stat.contains(") S "))
+            })
+        });
+    }
+
     /// Waits until so many of the wrapped gunicorn's workers hear signals. One that TERM meets between
     /// its fork and its handlers never hears it, and gunicorn waits 30 s for that one.
     #[track_caller]
