@@ -85,6 +85,24 @@ fn readiness_comes_from_attempts_and_not_from_connects() {
 }
 
 #[test]
+fn readiness_comes_back_with_the_next_answer() {
+    let (address, late) = App::tcp_later();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let admin = format!("unix:{}", path.display());
+    let proxy = Proxy::start_at(&address, &["--connect-retry", "100ms", "--admin", &admin]);
+    let mut client = proxy.connect();
+    client.get("/");
+    assert_eq!(client.response().status(), 503);
+    assert_eq!(ask(&path, "/readyz").status(), 503);
+    let app = late();
+    client.get("/");
+    app.request().0.reply("");
+    assert_eq!(client.response().status(), 200);
+    assert_eq!(ask(&path, "/readyz").status(), 200);
+}
+
+#[test]
 fn healthcheck_tells_by_its_exit_code() {
     let app = App::unix();
     let (proxy, path, dir) = with_admin(&app, &[]);

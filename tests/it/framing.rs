@@ -173,6 +173,8 @@ fn ambiguous_requests_are_refused() {
     }
     let records = proxy.stop().stdout;
     assert_eq!(records.len(), REFUSED.len(), "{records:#?}");
+    let expectation = records.iter().find(|line| line.contains(" status_code=417 "));
+    assert!(expectation.unwrap().ends_with(" end=expectation"), "{expectation:?}");
 }
 
 #[test]

@@ -174,3 +174,19 @@ fn what_does_not_get_smaller_is_whole_for_a_slow_reader_too() {
     get(&mut client, "/");
     assert!(unpacked(&client.response().body) == body, "changed on the way");
 }
+
+#[test]
+fn higher_level_makes_fewer_bytes() {
+    let words = |i: u32| format!("{} slow clients, {} workers; ", i * 7919 % 1009, i % 17);
+    let body: String = (0..3000).map(words).collect();
+    let app = App::answering(html("", body.as_bytes()));
+    let [fast, small] = ["1", "9"].map(|level| {
+        let proxy = Proxy::start(&app, &["--gzip", level]);
+        let mut client = proxy.connect();
+        get(&mut client, "/");
+        let packed = client.response().body;
+        assert!(unpacked(&packed) == body.as_bytes(), "changed on the way");
+        packed.len()
+    });
+    assert!(small < fast, "{small} bytes at level 9, {fast} at level 1");
+}

@@ -147,15 +147,26 @@ fn app_that_ends_again_and_again_is_started_with_growing_pauses() {
 
 #[test]
 fn stop_while_the_app_is_away_does_not_wait_for_it() {
-    let (proxy, _) = passed(&["--restart", "on"]);
+    let (proxy, _) = passed(&["--restart", "on", "--concurrency", "1", "--connect-retry", "1m"]);
     kill_app(&proxy, 1);
-    let mut waiting = proxy.connect();
-    waiting.get("/");
+    let mut waiting = [proxy.connect(), proxy.connect()];
+    for client in &mut waiting {
+        client.get("/waits");
+    }
     proxy.settle();
     proxy.signal(Signal::TERM);
-    assert_eq!(waiting.response().status(), 503);
+    for client in &mut waiting {
+        assert_eq!(client.response().status(), 503);
+    }
     let exit = proxy.wait();
     assert_eq!(exit.code, 0, "{exit:?}");
+    let records: Vec<_> = exit.stdout.iter().filter(|line| line.contains("/waits")).collect();
+    assert_eq!(records.len(), 2, "{exit:?}");
+    for record in records {
+        assert!(record.contains(" status_code=503 "), "{record}");
+        assert!(record.ends_with(" end=draining"), "{record}");
+    }
+    assert!(exit.stderr.iter().any(|line| line.ends_with("2 refused, 0 cut")), "{exit:?}");
     let starts = exit.stderr.iter().filter(|line| line.contains("port open")).count();
     assert_eq!(starts, 1);
 }
@@ -266,4 +277,42 @@ fn dead_socket_of_the_last_run_is_removed_and_nothing_else() {
         assert!(Path::new(&socket).exists(), "{what}");
         drop(live);
     }
+}
+
+#[test]
+fn line_is_answered_at_once_though_a_worker_outlives_the_app() {
+    /// A master with a worker that is not impressed by TERM, and answers nobody but the readiness probe.
+    const MASTER: &str = "
+import os, signal, sys, time
+if os.fork() == 0:
+    os.environ['LISTEN_PID'] = str(os.getpid())
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import socket
+    listener = socket.socket(fileno=3)
+    listener.setblocking(True)
+    connection, _ = listener.accept()
+    connection.recv(8192)
+    connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n')
+    connection.close()
+    connection, _ = listener.accept()
+    connection.recv(8192)
+    os.write(1, b'at work\\n')
+while True:
+    time.sleep(1)
+";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bufproxy(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--pass-socket", "on", "--concurrency", "1"]);
+    command.args(["--drain-timeout", "4s", "--upstream"]).arg(unix_path(&dir));
+    command.args(["--", "python3", "-c", MASTER]);
+    let proxy = open(Proxy::spawn(command, dir));
+    let mut at_work = proxy.connect();
+    at_work.get("/");
+    proxy.stdout.wait_for(|line| line == "at work");
+    let mut waiting = proxy.connect();
+    waiting.get("/waits");
+    proxy.settle();
+    kill_process(app_behind(&proxy), Signal::KILL).unwrap();
+    assert_eq!(waiting.response().status(), 503);
+    assert_eq!(proxy.record("/waits").get("end"), "draining");
 }

@@ -113,7 +113,10 @@ fn what_the_app_had_finished_is_delivered_after_its_end() {
     other.response();
     rustix::process::kill_process(child_of(&proxy), Signal::KILL).unwrap();
     assert!(client.exact(2_000_000) == [b'x'; 2_000_000]);
-    assert_eq!(proxy.wait().code, 128 + 9);
+    let exit = proxy.wait();
+    assert_eq!(exit.code, 128 + 9);
+    let summary = "0 finished, 1 delivered after the app's end, 0 refused, 0 cut";
+    assert!(exit.stderr.iter().any(|line| line.ends_with(summary)), "{exit:?}");
 }
 
 #[test]
@@ -231,4 +234,24 @@ fn app_does_not_outlive_a_killed_proxy() {
     assert_eq!(exit.code, 128 + 9);
     // stdout ended, so the app, which had it too, has ended.
     assert!(exit.stdout.contains(&"got SIGTERM".to_string()), "{exit:?}");
+}
+
+#[test]
+fn stop_does_not_give_up_what_a_full_app_has_not_taken_yet() {
+    let Wrapped { proxy, gate } = Wrapped::start(&[]);
+    // One is at the app, its backlog holds 17.
+    let mut clients: Vec<_> = (0..24).map(|_| proxy.connect()).collect();
+    clients[0].get(&format!("/gate?{}", gate.display()));
+    proxy.stdout.wait_for(|line| line == "at the gate");
+    for client in &mut clients[1..] {
+        client.get("/");
+    }
+    proxy.settle();
+    proxy.signal(Signal::TERM);
+    proxy.stderr.wait_for(|line| line.starts_with("bufproxy: stopping (TERM)"));
+    File::create(gate).unwrap();
+    for client in &mut clients {
+        assert_eq!(client.response().status(), 200);
+    }
+    assert_eq!(proxy.wait().code, 0);
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::support::{App, AppConn, Client, GUARD, Proxy, bufproxy, chunked, ok, unix_path, until};
 
 #[test]
@@ -576,4 +578,23 @@ fn connections_far_beyond_the_limit_wait_in_the_kernel() {
     // For some more looks whether there is room.
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(sockets(), most);
+}
+
+#[test]
+fn connections_that_wait_in_the_kernel_at_a_stop_are_answered() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--max-connections", "2"]);
+    let sockets = || proxy.loops().iter().map(|of_loop| of_loop.sockets).sum::<usize>();
+    let most = sockets() + 2 + 64 + 1;
+    let mut clients: Vec<_> = (0..128).map(|_| proxy.connect()).collect();
+    until(|| sockets() >= most);
+    clients[127].get("/last");
+    proxy.signal(Signal::TERM);
+    assert_eq!(clients[127].response().status(), 503);
+    for client in &mut clients {
+        assert_eq!(client.rest(), b"");
+    }
+    let exit = proxy.wait();
+    let record = exit.stdout.iter().find(|line| line.contains("/last")).unwrap();
+    assert!(record.ends_with(" end=too_many_connections"), "{record}");
 }

@@ -202,7 +202,7 @@ fn upstream_that_refuses_costs_no_request_while_another_is_up() {
 fn one_client_has_its_share_of_the_queue() {
     let app = App::unix();
     let options =
-        ["--concurrency", "1", "--queue", "8", "--queue-share", "0.25", "--trust", "private"];
+        ["--concurrency", "1", "--queue", "16", "--queue-share", "0.125", "--trust", "private"];
     let proxy = Proxy::start(&app, &options);
     let ask = |client: &str, target: &str| {
         let mut connection = proxy.connect();
@@ -294,4 +294,56 @@ fn upstream_that_comes_back_gets_requests_again() {
     let begun = std::time::Instant::now();
     crate::support::until(|| ask() == "two");
     assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn request_that_is_too_late_when_its_turn_comes_is_not_dispatched() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--concurrency", "1", "--app-timeout", "4s"]);
+    let mut first = proxy.connect();
+    first.get("/first");
+    let (worker, _) = app.request();
+    let mut second = proxy.connect();
+    second.get("/second");
+    proxy.settle();
+    // Only with this answer is it known how long the app takes: for the second too long now.
+    thread::sleep(Duration::from_millis(3200));
+    worker.reply("");
+    assert_eq!(second.response().status(), 503);
+    assert_eq!(proxy.record("/second").get("end"), "deadline");
+    app.assert_no_connection();
+}
+
+#[test]
+fn standing_line_sheds_the_oldest_for_the_newest_unless_it_is_fifo() {
+    for (order, refused, end, next) in
+        [("adaptive", "/3", "shed", "/7"), ("fifo", "/7", "queue_full", "/3")]
+    {
+        let app = App::unix();
+        let options = ["--concurrency", "1", "--queue", "3", "--queue-order", order];
+        let proxy = Proxy::start(&app, &options);
+        let ask = |target: &str| {
+            let mut client = proxy.connect();
+            client.get(target);
+            proxy.settle();
+            client
+        };
+        let mut waiting = vec![ask("/0"), ask("/1"), ask("/2"), ask("/3")];
+        let (worker, _) = app.request();
+        thread::sleep(Duration::from_millis(150));
+        worker.reply("");
+        let (worker, _) = app.request();
+        waiting.push(ask("/4"));
+        assert_eq!(ask("/5").response().status(), 503);
+        thread::sleep(Duration::from_millis(250));
+        // All have waited for more than 100 ms, for 200 ms, and one was not let in.
+        worker.reply("");
+        let (worker, request) = app.request();
+        assert_eq!(request.target(), "/2");
+        waiting.extend([ask("/6"), ask("/7")]);
+        let record = proxy.record(refused);
+        assert_eq!((record.get("status_code"), record.get("end")), ("503", end));
+        worker.reply("");
+        assert_eq!(app.request().1.target(), next, "{order}");
+    }
 }

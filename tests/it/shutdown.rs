@@ -276,7 +276,12 @@ fn requests_for_an_app_that_is_gone_are_answered_503() {
     stopping(&proxy);
     client.send("2");
     assert_eq!(client.response().status(), 503);
-    assert_eq!(proxy.wait().code, 0);
+    let exit = proxy.wait();
+    assert_eq!(exit.code, 0);
+    // Whoever runs an app that is not our child may be starting it again.
+    let record = exit.stdout.iter().find(|line| line.contains("/late")).unwrap();
+    assert!(record.ends_with(" end=app_starting"), "{record}");
+    assert!(exit.stderr.iter().any(|line| line.contains("1 refused")), "{exit:?}");
 }
 
 #[test]
@@ -317,5 +322,39 @@ fn refusal_is_readable_though_the_process_ends() {
     }
     assert_eq!(client.response().status(), 413);
     drop(client);
+    assert_eq!(proxy.wait().code, 0);
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_not_counted_as_refused_for_the_stop() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &[]);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    proxy.settle();
+    proxy.signal(Signal::TERM);
+    stopping(&proxy);
+    client.send("no size\r\n");
+    assert_eq!(client.response().status(), 400);
+    drop(client);
+    let exit = proxy.wait();
+    assert!(exit.stderr.iter().any(|line| line.contains("0 refused, 0 cut")), "{exit:?}");
+}
+
+#[test]
+fn idle_connections_do_not_stay_for_a_request_that_is_still_at_the_app() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--idle-grace", "100ms", "--drain-timeout", "30s"]);
+    let mut idle = proxy.connect();
+    idle.get("/");
+    app.request().0.reply("");
+    idle.response();
+    let mut busy = proxy.connect();
+    busy.get("/busy");
+    let (worker, _) = app.request();
+    proxy.signal(Signal::TERM);
+    assert_eq!(idle.rest(), b"");
+    worker.reply("");
+    assert_eq!(busy.response().status(), 200);
     assert_eq!(proxy.wait().code, 0);
 }

@@ -99,6 +99,8 @@ fn client_that_left_a_stream_ends_the_worker_at_its_next_write() {
     drop(client);
     assert_eq!(proxy.record("/events").get("end"), "client_gone");
 
+    // Long before it has said so much that nobody would want it.
+    until(|| worker.try_send("data: 2\n\n").is_err());
     assert_eq!(worker.send_until_refused("data: 2\n\n"), ErrorKind::BrokenPipe);
     let mut next = next_in_line(&proxy);
     app.assert_no_connection();

@@ -235,3 +235,31 @@ fn open_files(proxy: &Proxy) -> usize {
 fn resident(proxy: &Proxy) -> u64 {
     proxy.status_field("VmRSS").parse().unwrap()
 }
+
+#[test]
+fn what_one_body_may_hold_in_memory_is_as_the_options_say() {
+    for (memory, on_disk) in [("64k", true), ("16m", false)] {
+        let app = App::unix();
+        let dir = tempfile::tempdir().unwrap();
+        let admin = unix_path(&dir);
+        let listen = format!("unix:{}", admin.display());
+        let options = ["--memory", "256m", "--body-memory", memory, "--response-memory", memory];
+        let proxy = Proxy::start(&app, &[&options[..], &["--admin", &listen]].concat());
+        let holds = |bytes: u64| {
+            until(|| {
+                let (memory, disk) = spooled(&admin);
+                memory + disk >= bytes
+            });
+            assert_eq!(spooled(&admin).1 > 0, on_disk, "{memory}");
+        };
+        let mut client = proxy.connect_slow();
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000001\r\n\r\n");
+        client.send(vec![b'x'; 1_000_000]);
+        holds(1_000_000);
+        client.send("x");
+        let (mut worker, _) = app.request();
+        worker.send(ok(vec![b'x'; 10_000_000]));
+        worker.wait_closed();
+        holds(2_000_000);
+    }
+}

@@ -77,12 +77,42 @@ fn app_that_stops_in_its_response_is_cut() {
 #[test]
 fn app_that_stops_before_anything_was_sent_is_504() {
     let app = App::unix();
-    let proxy = Proxy::start(&app, &["--app-idle-timeout", "100ms"]);
+    let proxy = Proxy::start(&app, &["--app-idle-timeout", "100ms", "--concurrency", "1"]);
     let mut client = proxy.connect();
     client.send("GET /stops HTTP/1.0\r\n\r\n");
     let (mut worker, _) = app.request();
     worker.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
     assert_eq!(client.response().status(), 504);
+
+    // The worker is not done for all that.
+    let mut next = proxy.connect();
+    next.get("/next");
+    proxy.settle();
+    app.assert_no_connection();
+    drop(worker);
+    app.request().0.reply("");
+    assert_eq!(next.response().status(), 200);
+}
+
+#[test]
+fn app_that_reads_on_while_it_answers_is_not_silent() {
+    let app = App::unix();
+    let proxy = Proxy::start(&app, &["--app-idle-timeout", "1s"]);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n");
+    client.send(vec![b'x'; 3_000_000]);
+    let mut worker = app.accept();
+    worker.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nso\r\n");
+    let (mut read, mut pause) = (0, 0);
+    while read < 2_500_000 {
+        read += worker.read_some(3_000_000 - read).len();
+        if read > pause {
+            std::thread::sleep(Duration::from_millis(250));
+            pause += 300_000;
+        }
+    }
+    worker.send("0\r\n\r\n");
+    assert_eq!(client.response().text(), "so");
 }
 
 #[test]
