@@ -478,8 +478,13 @@ const TABLE: &[Opt] = &[
         example: "16k",
         short: "Largest head of a request; beyond it 431, or 414 for the target alone",
         long: "As nginx's four buffers of 8k. gunicorn refuses a request line beyond 4094 bytes by \
-               itself: --limit-request-line 8190.",
-        set: |c, v, _| put(&mut c.max_head, v, |text| at_least(1024, size(text)?)),
+               itself: --limit-request-line 8190. 1m at most: heads are not part of memory.",
+        set: |c, v, _| {
+            put(&mut c.max_head, v, |text| match at_least(1024, size(text)?)? {
+                bytes @ ..=MAX_HEAD => Ok(bytes),
+                _ => Err(Bad::new("is too large").write(show_size(MAX_HEAD as u64) + " at most")),
+            })
+        },
         ..PLAIN
     },
     Opt {
@@ -1066,6 +1071,10 @@ fn put_list<T>(
     }
     Ok(())
 }
+
+/// More than gunicorn takes in its default fields (100 of 8190 bytes). A head is looked through again
+/// with every read, and heads are outside of every budget.
+const MAX_HEAD: usize = 1 << 20;
 
 fn at_least(least: usize, size: usize) -> Result<usize, Bad> {
     if size >= least {

@@ -420,6 +420,19 @@ fn all_problems_are_told_at_once_with_their_places() {
 }
 
 #[test]
+fn max_head_has_bounds() {
+    assert_eq!(run(&["--upstream", "/a", "--max-head", "1m"]).max_head, 1 << 20);
+    assert_eq!(run(&["--upstream", "/a", "--max-head", "1k"]).max_head, 1 << 10);
+    for (args, problem) in [
+        (["--max-head", "1048577"], "--max-head \"1048577\" is too large: write 1m at most"),
+        (["--max-head", "4g"], "--max-head \"4g\" is too large: write 1m at most"),
+        (["--max-head", "1023"], "--max-head \"1023\" is too small: write 1k at least"),
+    ] {
+        assert_eq!(problems(&[&["--upstream", "/a"][..], &args].concat(), &[], &[]), [problem]);
+    }
+}
+
+#[test]
 fn a_path_that_is_no_socket_is_refused() {
     let is = "is a directory, not a socket: write another path";
     assert_eq!(

@@ -16,7 +16,7 @@ pub use response::{ResponseBody, ResponseHead};
 
 use crate::error::Reason;
 
-/// A range of a head's bytes. Heads are below 4 GiB by `max-head`.
+/// A range of a head's bytes. Heads are far below 4 GiB: `max-head` is 1 MiB at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     pub start: u32,
