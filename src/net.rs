@@ -140,8 +140,10 @@ impl Stream {
     /// Nothing is there to read, nor the end, of a stream that nobody has read since `turn`. What the
     /// loop was told in a later one need not be asked again: what comes after that may as well come
     /// after a look of ours. Of what comes in the same turn the loop does not know.
-    pub(crate) fn is_quiet_since(&self, turn: u64) -> bool {
-        if !self.is_watched_here() || turn == self::turn() {
+    /// None: who read it last knows of no turn of the loop that watches it.
+    pub(crate) fn is_quiet_since(&self, turn: Option<u64>) -> bool {
+        let told = turn.is_some_and(|turn| turn != self::turn());
+        if !(told && self.is_watched_here()) {
             return self.is_quiet();
         }
         // Not by a poll, which is also pending when the task has had its share of this turn.
@@ -486,10 +488,10 @@ mod tests {
                 let (ours, mut theirs) = UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
                 let stream = Stream::new(ours.into()).unwrap();
-                assert!(stream.is_quiet_since(turn()));
+                assert!(stream.is_quiet_since(Some(turn())));
                 theirs.write_all(comes.as_bytes()).unwrap();
                 drop(theirs);
-                assert!(!stream.is_quiet_since(turn()), "{comes:?}");
+                assert!(!stream.is_quiet_since(Some(turn())), "{comes:?}");
             }
         });
     }
@@ -511,13 +513,14 @@ mod tests {
                 let other = Stream::new(other.into()).unwrap();
                 drop(wakes);
                 std::future::poll_fn(|cx| other.poll_readable(cx)).await.unwrap();
-                assert!(turn() > quiet && stream.is_quiet_since(quiet));
+                assert!(turn() > quiet && stream.is_quiet_since(Some(quiet)));
 
                 let before = turn();
                 theirs.write_all(comes.as_bytes()).unwrap();
                 drop(theirs);
-                // In this turn the loop still believes it.
-                assert!(stream.is_quiet_since(quiet) && !stream.is_quiet_since(before));
+                // In this turn the loop still believes it; who cannot tell the turn asks the kernel.
+                assert!(stream.is_quiet_since(Some(quiet)));
+                assert!(!stream.is_quiet_since(Some(before)) && !stream.is_quiet_since(None));
                 std::future::poll_fn(|cx| stream.poll_readable(cx)).await.unwrap();
                 // Also to a task that has had its share.
                 std::future::poll_fn(|cx| {
@@ -525,7 +528,7 @@ mod tests {
                     std::task::Poll::Ready(())
                 })
                 .await;
-                assert!(turn() > before && !stream.is_quiet_since(quiet), "{comes:?}");
+                assert!(turn() > before && !stream.is_quiet_since(Some(quiet)), "{comes:?}");
             });
         }
     }
@@ -550,10 +553,10 @@ mod tests {
                 .map(|_| Stream::new(other.try_clone().unwrap().into()).unwrap())
                 .collect();
             let quiet = turn();
-            assert!(stream.is_quiet_since(quiet));
+            assert!(stream.is_quiet_since(Some(quiet)));
             theirs.write_all(b"a second answer").unwrap();
             std::future::poll_fn(|cx| others[0].poll_readable(cx)).await.unwrap();
-            assert!(turn() > quiet && !stream.is_quiet_since(quiet));
+            assert!(turn() > quiet && !stream.is_quiet_since(Some(quiet)));
         });
     }
 }

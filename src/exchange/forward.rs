@@ -86,6 +86,15 @@ impl ForwardedHead {
         let mut request_start = None;
         let mut queue_start = None;
         let mut lines = Lines::of(&head.bytes);
+        let real_ip = real_ip_header(config);
+        // By no rule but these two: the field of `real-ip-header` counts from trusted peers alone, whose
+        // Connection may be a client's; another one's Connection takes its own fields away.
+        let is_passed = |field: &Field| match real_ip {
+            Some(name) if field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()) => {
+                trusted
+            }
+            _ => !named_in_connection(head, field),
+        };
         for field in &head.fields {
             let value = field.value.of(&head.bytes);
             let pass = match field.id {
@@ -157,12 +166,9 @@ impl ForwardedHead {
                 FieldId::Underscore => {
                     let name = field.name.of(&head.bytes);
                     config.allow_underscore.iter().any(|a| name.eq_ignore_ascii_case(a.as_bytes()))
-                        && !named_in_connection(head, field)
+                        && is_passed(field)
                 }
-                _ => {
-                    !named_in_connection(head, field)
-                        && (trusted || !is_real_ip_header(config, head, field))
-                }
+                _ => is_passed(field),
             };
             if pass {
                 lines.add(out, field);
@@ -336,11 +342,6 @@ fn named_in_connection(head: &RequestHead, field: &Field) -> bool {
     }
     let name = field.name.of(&head.bytes);
     head.connection_names.iter().any(|n| name.eq_ignore_ascii_case(n.of(&head.bytes)))
-}
-
-fn is_real_ip_header(config: &Config, head: &RequestHead, field: &Field) -> bool {
-    real_ip_header(config)
-        .is_some_and(|name| field.name.of(&head.bytes).eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// PROXY protocol, version 1 (proxy-protocol.txt, 2.1): the client that was resolved, so that the app

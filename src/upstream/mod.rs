@@ -43,7 +43,8 @@ pub(crate) struct Upstreams {
 struct Kept {
     stream: Stream,
     since: Instant,
-    turn: u64,
+    /// Of the loop that watches it. None: it was kept by another one, which cannot tell.
+    turn: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -383,7 +384,9 @@ impl Slot {
                 // Another loop would have to wake this one for each answer.
                 let own = |kept: &Kept| kept.stream.is_watched_here();
                 // Of one that lies here since before this turn the loop knows whether it is quiet.
-                let known = kept.iter().rposition(|kept| own(kept) && kept.turn != net::turn());
+                let earlier = |turn| turn != net::turn();
+                let known =
+                    kept.iter().rposition(|kept| own(kept) && kept.turn.is_some_and(earlier));
                 let newest = kept.len().checked_sub(1)?;
                 kept.remove(known.or_else(|| kept.iter().rposition(own)).unwrap_or(newest))
             };
@@ -404,7 +407,8 @@ impl Slot {
         if kept.len() <= index {
             kept.resize_with(index + 1, Vec::new);
         }
-        kept[index].push(Kept { stream, since: now, turn: net::turn() });
+        let turn = stream.is_watched_here().then(net::turn);
+        kept[index].push(Kept { stream, since: now, turn });
     }
 }
 

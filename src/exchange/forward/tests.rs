@@ -298,6 +298,26 @@ fn the_real_ip_header_of_an_untrusted_peer_is_dropped() {
     let config = Config { real_ip_header: Some("fly-client-ip".to_string()), ..config() };
     assert_eq!(values(&forward_with(&config, text, UNTRUSTED), "Fly-Client-IP"), [""; 0]);
     assert_eq!(values(&forward_with(&config, text, TRUSTED), "Fly-Client-IP"), ["6.6.6.6"]);
+    // Its name may be one that `allow-underscore` lets pass.
+    let config = Config {
+        real_ip_header: Some("x_client".to_string()),
+        allow_underscore: vec!["x_client".to_string()],
+        ..config
+    };
+    let text = "GET / HTTP/1.1\nHost: a\nX_Client: 6.6.6.6\n";
+    assert_eq!(values(&forward_with(&config, text, UNTRUSTED), "X_Client"), [""; 0]);
+    assert_eq!(values(&forward_with(&config, text, TRUSTED), "X_Client"), ["6.6.6.6"]);
+}
+
+#[test]
+fn connection_does_not_take_away_the_real_ip_header_of_a_trusted_peer() {
+    let text = "GET / HTTP/1.1\nHost: a\nConnection: close, Fly-Client-IP, X-Hop\n\
+                Fly-Client-IP: 6.6.6.6\nX-Hop: 1\n";
+    let config = Config { real_ip_header: Some("fly-client-ip".to_string()), ..config() };
+    let head = forward_with(&config, text, TRUSTED);
+    assert_eq!(values(&head, "Fly-Client-IP"), ["6.6.6.6"]);
+    assert_eq!(values(&head, "X-Hop"), [""; 0]);
+    assert_eq!(values(&forward_with(&config, text, UNTRUSTED), "Fly-Client-IP"), [""; 0]);
 }
 
 #[test]
